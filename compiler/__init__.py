@@ -1,0 +1,1 @@
+"""The compiler proper: diagnostics, spec, IR, build, cost, emitters, driver and command line."""

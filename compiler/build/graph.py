@@ -1,0 +1,143 @@
+"""The logical graph of a phase: one block per distinct layer, nothing cut but the batch over attention DP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ir.graph import Arg, Block, Graph, Param, Phase, Value
+from ..ir.mesh import Mesh
+from ..ir.types import BATCH, NEW, Placement, tensor
+from ..spec import ACTIVATION_DTYPE, ModelSpec, Spec
+from ..spec.stage_law import Degrees
+from .attention import add_attention
+from .block import BlockBuilder, stream_type
+from .ffn import add_dense_ffn, add_moe
+from .items import build_items
+from .mesh import phase_degrees, phase_mesh, pools_separate
+
+
+def build_graph(spec: Spec, phase: Phase, name: str, steps: int = 1) -> Graph:
+    """The logical graph of one phase.
+
+    Args:
+        spec: Legal spec with a strategy for ``phase``.
+        phase: prefill or decode.
+        name: Name of the input, for titles.
+        steps: Decode steps in the chain.
+    """
+    degrees, mesh = phase_degrees(spec, phase), phase_mesh(spec, phase)
+    transfer = needs_transfer(spec)
+    layers = _layer_blocks(spec.model, phase, degrees, mesh, transfer)
+    blocks = (_prologue(spec, phase, mesh), *layers, _epilogue(spec.model, phase))
+    stream = stream_type(spec.model.hidden)
+    stream = stream.placed(Placement((mesh.view("adp"), (), ())))
+    term = spec.strategy(phase)
+    assert term is not None
+    meta = {
+        "model": spec.model.name,
+        "token_order": "zigzag" if degrees.sp > 1 else "contiguous",
+        "slots": _slots(spec.model, degrees),
+        "transfer": transfer,
+        "megatron_sp": degrees.sp_on_tp and phase == "prefill",
+    }
+    return Graph(
+        name=name,
+        phase=phase,
+        level="logical",
+        mesh=mesh,
+        items=build_items(spec, phase),
+        steps=steps if phase == "decode" else 1,
+        stages=(spec.model.layers.count,),
+        blocks=blocks,
+        stream=stream,
+        meta=meta,
+    )
+
+
+def needs_transfer(spec: Spec) -> bool:
+    """Whether the KV cache moves between the phases: separate pools, or layouts that differ."""
+    if len(spec.strategies) < 2:
+        return False
+    return pools_separate(spec) or phase_degrees(spec, "prefill") != phase_degrees(spec, "decode")
+
+
+def _slots(model: ModelSpec, degrees: Degrees) -> int:
+    return model.moe.experts + degrees.redundant if model.moe else 0
+
+
+def _prologue(spec: Spec, phase: Phase, mesh: Mesh) -> Block:
+    model = spec.model
+    b = BlockBuilder("prologue")
+    on_adp = {"batch": mesh.view("adp")}
+    ids = tensor("int64", ("batch", BATCH), ("seq", NEW))
+    if phase == "prefill":
+        prompt = tensor("int64", ("batch", BATCH), ("prompt", spec.workload.input))
+        first = b.emit("begin", "prefill_begin", [], [("prompt", prompt)], items="first", constraints=on_adp)[0]
+        b.args.append(Arg(Value("pending", prompt), "version", "rest", first))
+        b.values["pending"] = prompt
+        positions = Param("positions", tensor("int32", ("seq", NEW)), const=True)
+        taken = b.emit(
+            "take_tokens", "take_tokens", ["pending"], [("ids", ids), ("rest", prompt)], [positions], constraints=on_adp
+        )[0]
+    else:
+        last = tensor("int64", ("batch", BATCH))
+        b.args.append(Arg(Value("previous", last), "step", "next"))
+        b.values["previous"] = last
+        taken = b.emit("begin", "decode_begin", ["previous"], [("ids", ids)], constraints=on_adp)[0]
+    b.module = "embedding"
+    table = Param("table", tensor(ACTIVATION_DTYPE, ("vocab", model.vocab), ("hidden", model.hidden)))
+    x = b.emit("embed", "embedding", [taken], [("x", stream_type(model.hidden))], [table])[0]
+    return b.block("prologue", result=x)
+
+
+def _epilogue(model: ModelSpec, phase: Phase) -> Block:
+    b = BlockBuilder("epilogue")
+    b.take_stream(model.hidden)
+    b.module = "head"
+    hidden = tensor(ACTIVATION_DTYPE, ("batch", BATCH), ("hidden", model.hidden))
+    positions = Param("positions", tensor("int32", ("seq", NEW)), const=True)
+    last = Param("last_position", tensor("int32"), const=True)
+    x = b.emit("last_token", "last_token", [b.stream], [("last", hidden)], [positions, last], items="last")[0]
+    x = b.norm("final_norm", x, "hidden", model.hidden)
+    logits = tensor(ACTIVATION_DTYPE, ("batch", BATCH), ("vocab", model.vocab))
+    weight = Param("weight", tensor(ACTIVATION_DTYPE, ("hidden", model.hidden), ("vocab", model.vocab)))
+    attrs = {"tied": True} if model.tied else {}
+    x = b.emit("lm_head", "lm_head", [x], [("logits", logits)], [weight], attrs=attrs)[0]
+    x = b.emit("sample", "sample", [x], [("sampled", tensor("int64", ("batch", BATCH)))])[0]
+    b.module = "control"
+    op = "prefill_end" if phase == "prefill" else "decode_end"
+    b.emit("end", op, [x], [("next", tensor("int64", ("batch", BATCH)))])
+    block = b.block("epilogue")
+    block = block.map_nodes(lambda n: replace(n, items="last"))
+    if phase == "prefill":
+        early = BlockBuilder("early")
+        early.take_stream(model.hidden)
+        early.emit("chunk_end", "chunk_end", ["x"], [], items="early")
+        block = replace(block, nodes=(*block.nodes, *early.nodes))
+    return block
+
+
+def _layer_blocks(model: ModelSpec, phase: Phase, degrees: Degrees, mesh: Mesh, transfer: bool) -> list[Block]:
+    """One block per distinct kind of layer, in the order in which the kinds first appear."""
+    kinds: dict[tuple[bool, int | None], list[int]] = {}
+    for layer in range(model.layers.count):
+        kinds.setdefault((model.is_moe_layer(layer), model.window_of(layer)), []).append(layer)
+    blocks = []
+    for (is_moe, window), members in kinds.items():
+        name = _block_name(model, is_moe, window, len(kinds) > 1)
+        b = BlockBuilder(name)
+        b.take_stream(model.hidden)
+        add_attention(b, model, phase, window, transfer=transfer)
+        if is_moe:
+            add_moe(b, model, _slots(model, degrees), mesh)
+        else:
+            add_dense_ffn(b, model)
+        blocks.append(b.block("layer", members, b.stream))
+    return blocks
+
+
+def _block_name(model: ModelSpec, is_moe: bool, window: int | None, several: bool) -> str:
+    parts = ["moe" if is_moe else "dense"]
+    if several and model.layers.pattern:
+        parts.append("sliding" if window else "full")
+    return "_".join([*parts, "layer"])

@@ -1,0 +1,52 @@
+"""Trips through the pipeline: micro-batches and their chunks."""
+
+from __future__ import annotations
+
+from ..ir.graph import Item
+from ..spec import Spec
+from ..spec.strategy import Phase, StrategySpec
+
+
+def replica_batch(spec: Spec, strategy: StrategySpec) -> int:
+    """Sequences in flight on the fullest DP replica."""
+    batch = spec.workload.batch or 1
+    return -(-batch // strategy.degree("dp"))
+
+
+def microbatch_sizes(batch: int, count: int) -> list[int]:
+    """Sequences of each micro-batch, as even as possible, the larger ones first."""
+    base, rest = divmod(batch, count)
+    return [base + (i < rest) for i in range(count)]
+
+
+def build_items(spec: Spec, phase: Phase) -> tuple[Item, ...]:
+    """Micro-batches in the order they enter the pipeline.
+
+    Prefill: a micro-batch of more than ``chunk`` new tokens runs as successive chunks; all its sequences advance
+    together by ``chunk // sequences`` tokens. Decode: one new token per sequence at a context of ``input + output //
+    2`` tokens, the middle of the generation.
+    """
+    strategy = spec.strategy(phase)
+    assert strategy is not None
+    sizes = microbatch_sizes(replica_batch(spec, strategy), strategy.microbatches)
+    if phase == "decode":
+        past = decode_context(spec) - 1
+        return tuple(Item(i, 0, size, 1, past) for i, size in enumerate(sizes))
+    items: list[Item] = []
+    for index, size in enumerate(sizes):
+        items.extend(_chunks(index, size, spec.workload.input, strategy.chunk))
+    return tuple(items)
+
+
+def decode_context(spec: Spec) -> int:
+    """Tokens per sequence after the first costed decode step: the prompt and half of the output."""
+    return spec.workload.input + max(1, spec.workload.output // 2)
+
+
+def _chunks(index: int, sequences: int, tokens: int, chunk: int | None) -> list[Item]:
+    step = tokens if chunk is None or sequences * tokens <= chunk else max(1, chunk // sequences)
+    starts = range(0, tokens, step)
+    return [
+        Item(index, number, sequences, min(step, tokens - past), past, past == 0, past + step >= tokens)
+        for number, past in enumerate(starts)
+    ]

@@ -1,0 +1,62 @@
+"""The mesh of a phase from its strategy."""
+
+from __future__ import annotations
+
+from ..ir.mesh import Mesh, build_mesh
+from ..spec import ModelSpec, Spec
+from ..spec.stage_law import Degrees, degrees_of
+from ..spec.strategy import Phase, StrategySpec
+
+
+def phase_degrees(spec: Spec, phase: Phase) -> Degrees:
+    """Degrees of the phase's strategy.
+
+    Raises:
+        KeyError: the phase has no strategy.
+    """
+    strategy = spec.strategy(phase)
+    if strategy is None:
+        raise KeyError(phase)
+    return degrees_of(strategy, is_moe=spec.model.moe is not None)
+
+
+def phase_mesh(spec: Spec, phase: Phase) -> Mesh:
+    """The ranks of a phase. With separate pools the decode ranks follow the prefill ranks.
+
+    Raises:
+        AxesDoNotNest: see :func:`paradag.compiler.ir.mesh.build_mesh`.
+        KeyError: the phase has no strategy.
+    """
+    degrees = phase_degrees(spec, phase)
+    strategy = spec.strategy(phase)
+    assert strategy is not None
+    first_rank = 0
+    if phase == "decode" and pools_separate(spec):
+        first_rank = phase_degrees(spec, "prefill").gpus
+    return mesh_of(degrees, spec.model, strategy, first_rank)
+
+
+def mesh_of(degrees: Degrees, model: ModelSpec, strategy: StrategySpec, first_rank: int = 0) -> Mesh:
+    """The mesh of given degrees."""
+    placement = tuple(a for a in strategy.placement if a != "dp")
+    return build_mesh(
+        attention={"adp": degrees.adp, "sp": degrees.sp, "tp": degrees.tp},
+        experts={"edp": degrees.edp, "ep": degrees.ep, "etp": degrees.etp},
+        kv_groups=kv_replicas(model, degrees.tp),
+        pp=degrees.pp,
+        dp=degrees.dp,
+        placement=placement,
+        first_rank=first_rank,
+    )
+
+
+def kv_replicas(model: ModelSpec, tp: int) -> int:
+    """Ranks of a TP group that hold the same KV head; the latent cache of MLA is replicated, but its heads are not."""
+    if model.attention.kind == "mla" or tp <= model.attention.kv_heads:
+        return 1
+    return tp // model.attention.kv_heads
+
+
+def pools_separate(spec: Spec) -> bool:
+    """Whether prefill and decode have GPUs of their own."""
+    return len(spec.strategies) == 2 and any(s.pools == "separate" for s in spec.strategies)

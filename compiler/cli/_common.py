@@ -1,0 +1,103 @@
+"""What commands share: output formats, tables, diagnostics and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from ..diagnostics import Diagnostic, DiagnosticError, Outcome, render_diagnostics
+
+UNREADABLE = frozenset({"PD001", "PD002", "PD003"})
+"""Codes of files that cannot be read at all: they exit like a usage error."""
+
+_UNBOUNDED = 100_000
+
+
+class OutputFormat(StrEnum):
+    """Shape of a command's standard output."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+FormatOption = Annotated[OutputFormat, typer.Option("--format", help="Table for people, or one JSON document.")]
+
+
+def example(*lines: str) -> str:
+    """An epilog that shows ``lines`` as they stand."""
+    # \b keeps click from rewrapping the paragraph
+    return "\b\n" + "\n".join(["Example:", *(f"  {line}" for line in lines)])
+
+
+def write_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
+    """Print a table on standard output; columns named in ``right`` are aligned to the right.
+
+    A terminal's width is respected by folding cells. In a pipe every row is one line, whatever ``COLUMNS`` says.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    right = frozenset(right)
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED, markup=False, highlight=False)
+    with console.capture() as text:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def exit_code(diagnostics: Iterable[Diagnostic]) -> int:
+    """0 without errors, 2 where a file could not be read, 1 otherwise."""
+    errors = [d for d in diagnostics if d.is_error]
+    if any(d.code in UNREADABLE for d in errors):
+        return 2
+    return 1 if errors else 0
+
+
+def report(diagnostics: Iterable[Diagnostic], output: OutputFormat, texts: Mapping[str, str] | None = None) -> None:
+    """Say what was found: as text on standard error, or as the JSON document on standard output."""
+    diagnostics = tuple(diagnostics)
+    if output is OutputFormat.JSON:
+        status = Outcome.REJECTED if exit_code(diagnostics) else Outcome.VALID
+        write_json({"status": status, "diagnostics": [diagnostic_json(d) for d in diagnostics]})
+    elif diagnostics:
+        typer.echo(render_diagnostics(diagnostics, texts), err=True)
+
+
+def diagnostic_json(diagnostic: Diagnostic) -> dict[str, Any]:
+    """A diagnostic as machine output names its parts; the place is null where there is none."""
+    span = diagnostic.span
+    return {
+        "code": diagnostic.code,
+        "severity": str(diagnostic.severity),
+        "message": diagnostic.message,
+        "file": span.file if span else None,
+        "line": span.line if span else None,
+        "column": span.column if span else None,
+        "help": diagnostic.help,
+    }
+
+
+@contextmanager
+def reporting(output: OutputFormat, texts: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Turn a :class:`DiagnosticError` of the body into a report and the documented exit code."""
+    try:
+        yield
+    except DiagnosticError as error:
+        report(error.diagnostics, output, texts)
+        raise typer.Exit(exit_code(error.diagnostics)) from None

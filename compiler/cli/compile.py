@@ -1,0 +1,157 @@
+"""``paradag compile``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..diagnostics import Outcome
+from ._common import FormatOption, OutputFormat, diagnostic_json, report, reporting, write_json, write_table
+
+if TYPE_CHECKING:
+    from ...passes.analysis import PhaseAnalysis
+    from ...passes.compiled import Compiled
+    from ..outputs import Written
+
+
+def compile_command(
+    file: Annotated[Path, typer.Argument(help="A .strat file.", metavar="FILE")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.", metavar="DIR")] = Path(),
+    emit: Annotated[str, typer.Option(help="What to write: json, dot, svg, columns, ir.")] = "json,dot,svg",
+    phase: Annotated[str, typer.Option(help="prefill, decode or all.")] = "all",
+    steps: Annotated[int, typer.Option(help="Decode steps in the chain.", metavar="N")] = 1,
+    passes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pass", help="A pass of yours: FILE.py:Class, module:Class or NAME, then @after=PASS.", metavar="SPEC"
+        ),
+    ] = None,
+    print_ir_after: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--print-ir-after", help="Print the IR after build, pp, sp, ep, tp or a pass of yours.", metavar="NAME"
+        ),
+    ] = None,
+    expand: Annotated[str, typer.Option(help="Unfold drawings: layers, shards, ranks.", metavar="WHAT")] = "",
+    output_format: FormatOption = OutputFormat.TEXT,
+) -> None:
+    """Compile a strategy into explicit prefill and decode DAGs, check them and say what they cost."""
+    with reporting(output_format):
+        _compile(
+            file, output, _words(emit), phase, steps, passes or [], print_ir_after or [], _words(expand), output_format
+        )
+
+
+def _compile(
+    file: Path,
+    output: Path,
+    emit: list[str],
+    phase: str,
+    steps: int,
+    passes: list[str],
+    print_after: list[str],
+    expand: list[str],
+    output_format: OutputFormat,
+) -> None:
+    from ..driver import compile as compile_strategy
+    from ..driver import load
+    from ..outputs import write_outputs
+
+    if phase not in ("prefill", "decode", "all"):
+        raise typer.BadParameter("give prefill, decode or all", param_hint="--phase")
+    loaded = load(file)
+    with reporting(output_format, loaded.texts):
+        compiled = compile_strategy(
+            loaded,
+            phase=phase,  # type: ignore[arg-type]
+            steps=steps,
+            passes=passes,
+            print_after=print_after,
+            expand_ranks="ranks" in expand,
+            name=file.stem,
+        )
+        written = write_outputs(compiled, output, emit, expand)
+    if output_format is OutputFormat.JSON:
+        write_json(_document(compiled, written))
+    else:
+        _print_text(compiled, written)
+    if compiled.status is Outcome.REJECTED:
+        raise typer.Exit(1)
+
+
+def _words(text: str) -> list[str]:
+    return [w.strip() for w in text.split(",") if w.strip()]
+
+
+def _print_text(compiled: Compiled, written: Written) -> None:
+    report((*compiled.diagnostics, *written.diagnostics), OutputFormat.TEXT, compiled.texts)
+    for (phase, name), text in compiled.dumps.items():
+        typer.echo(f"# {phase} after {name}\n{text}")
+    columns = (
+        "phase",
+        "status",
+        "GPUs",
+        "latency",
+        "critical path",
+        "tokens/s",
+        "memory/GPU",
+        "headroom",
+        "communicated",
+        "bound",
+    )
+    rows = [(p, str(compiled.status), *summary_row(a)) for p, a in compiled.phases.items()]
+    if rows:
+        write_table(columns, rows, right=columns[2:9])
+    for assumption in compiled.assumptions:
+        typer.echo(f"assumed: {assumption.name} = {assumption.value} ({assumption.why})")
+    typer.echo(f"{compiled.name}: {compiled.status}" + "".join(f"\n  {path}" for path in written.paths))
+
+
+def summary_row(analysis: PhaseAnalysis) -> tuple[str, ...]:
+    """GPUs, latency, critical path, throughput, memory, headroom, communication and bound of a phase, for people."""
+    memory = analysis.memory
+    kind = "TTFT" if analysis.graph.phase == "prefill" else "TPOT"
+    return (
+        str(analysis.graph.mesh.gpus),
+        f"{kind} {analysis.latency * 1e3:.2f} ms",
+        f"{analysis.critical.seconds * 1e3:.2f} ms",
+        f"{analysis.tokens_per_s:,.0f}",
+        f"{memory.fullest.total / 1e9:.1f} GB",
+        f"{memory.headroom / 1e9:.1f} GB",
+        f"{sum(t.bytes for t in analysis.traffic) / 1e9:.3f} GB",
+        _bound(analysis),
+    )
+
+
+def _bound(analysis: PhaseAnalysis) -> str:
+    """What most of the critical path waits for."""
+    from ...passes.analysis import time_by_bound
+
+    shares = time_by_bound(analysis)
+    return max(shares, key=lambda b: shares[b]) if shares else "none"
+
+
+def _document(compiled: Compiled, written: Written) -> dict[str, Any]:
+    phases = {
+        phase: {
+            "gpus": a.graph.mesh.gpus,
+            "ttft_s" if phase == "prefill" else "tpot_s": a.latency,
+            "critical_path_s": a.critical.seconds,
+            "tokens_per_s": a.tokens_per_s,
+            "memory_per_gpu_bytes": a.memory.fullest.total,
+            "headroom_bytes": a.memory.headroom,
+            "communication_bytes": sum(t.bytes for t in a.traffic),
+            "bound": _bound(a),
+        }
+        for phase, a in compiled.phases.items()
+    }
+    return {
+        "status": str(compiled.status),
+        "diagnostics": [diagnostic_json(d) for d in (*compiled.diagnostics, *written.diagnostics)],
+        "assumptions": [{"name": a.name, "value": a.value, "why": a.why} for a in compiled.assumptions],
+        "phases": phases,
+        "ir": {f"{phase}.{name}": text for (phase, name), text in compiled.dumps.items()},
+        "outputs": [str(p) for p in written.paths],
+    }

@@ -1,0 +1,31 @@
+"""All operators. Importing this package fills the registry; adding an operator touches one of these files."""
+
+from . import attention, communication, elementwise, linear, moe, tokens
+from ._base import OPERATORS, CostClass, Inference, Kind, Operator, Shard, Work, operator, register
+from .attention import causal_pairs
+from .communication import Resharding
+from .moe import GROUP, routed_type
+from .tokens import is_phase_node
+
+__all__ = [
+    "GROUP",
+    "OPERATORS",
+    "CostClass",
+    "Inference",
+    "Kind",
+    "Operator",
+    "Resharding",
+    "Shard",
+    "Work",
+    "attention",
+    "causal_pairs",
+    "communication",
+    "elementwise",
+    "is_phase_node",
+    "linear",
+    "moe",
+    "operator",
+    "register",
+    "routed_type",
+    "tokens",
+]

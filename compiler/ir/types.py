@@ -1,0 +1,211 @@
+"""Tensor types: dtype, named dimensions and placement on the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..spec.dtypes import dtype as lookup_dtype
+from .mesh import Mesh
+
+Number = Any
+"""An int, a float, or a numpy array of them: sizes and costs broadcast over items, steps or strategies."""
+
+REDUCTIONS = ("sum", "max", "lse")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A size that depends on the pipeline item or the decode step.
+
+    ``batch``: sequences of the item over all attention-DP groups. ``new``: new tokens per sequence. ``context``:
+    tokens per sequence after this step, ``past`` before it. ``window``: the part of the context that a sliding layer
+    reads, ``min(context, new + w - 1)``. ``rows``: tokens of one routing group, the local tokens of a rank that holds
+    ``batch`` cut by ``batch_axes`` and ``new`` cut by ``new_axes``.
+    """
+
+    kind: str
+    window: int = 0
+    batch_axes: tuple[str, ...] = ()
+    new_axes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.kind == "window":
+            return f"window({self.window})"
+        if self.kind == "rows":
+            return f"rows({'.'.join(self.batch_axes) or '-'},{'.'.join(self.new_axes) or '-'})"
+        return self.kind
+
+    def value(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
+        """The size, given ``batch``, ``new`` and ``context`` (numbers or arrays)."""
+        if self.kind == "window":
+            return _minimum(extents["context"], extents["new"] + (self.window - 1))
+        if self.kind == "rows":
+            batch = ceil_div(extents["batch"], mesh.size(self.batch_axes))
+            return batch * ceil_div(extents["new"], mesh.size(self.new_axes))
+        if self.kind == "past":
+            return extents["context"] - extents["new"]
+        return extents[self.kind]
+
+
+BATCH = Extent("batch")
+NEW = Extent("new")
+CONTEXT = Extent("context")
+PAST = Extent("past")
+
+Size = int | Extent
+
+
+def ceil_div(value: Number, by: Number) -> Number:
+    """Ceiling division; works on numbers and arrays."""
+    return -(-value // by)
+
+
+def _minimum(a: Number, b: Number) -> Number:
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    import numpy as np
+
+    return np.minimum(a, b)
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A named global dimension."""
+
+    name: str
+    size: Size
+
+    def value(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
+        """The global size as a number (or an array over items)."""
+        return self.size if isinstance(self.size, int) else self.size.value(extents, mesh)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a tensor lies on the mesh.
+
+    Attributes:
+        shards: Per dimension, the atomic axes that cut it, outermost first. Cuts nest: each axis cuts what the axes
+            before it left into ceiling chunks, so the last chunks may be smaller or empty.
+        partial: (axis, reduction) pairs, sorted: the ranks along that axis hold summands (or maxima, or log-sum-exp
+            states) of the value. On every other axis the tensor is replicated.
+    """
+
+    shards: tuple[tuple[str, ...], ...]
+    partial: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        used = [a for axes in self.shards for a in axes] + [a for a, _ in self.partial]
+        if len(used) != len(set(used)):
+            raise ValueError(f"an axis is used twice in placement {self}")
+
+    @property
+    def used(self) -> frozenset[str]:
+        return frozenset(a for axes in self.shards for a in axes) | self.partial_axes
+
+    @property
+    def partial_axes(self) -> frozenset[str]:
+        return frozenset(a for a, _ in self.partial)
+
+    def reduction(self, axis: str) -> str:
+        """How the partial values along ``axis`` combine."""
+        return dict(self.partial)[axis]
+
+    def without_partial(self, axes: Iterable[str] | None = None) -> Placement:
+        """The same, no longer partial on ``axes`` (default: on any)."""
+        drop = self.partial_axes if axes is None else set(axes)
+        return replace(self, partial=tuple(p for p in self.partial if p[0] not in drop))
+
+
+def replicated(rank: int) -> Placement:
+    """A tensor of ``rank`` dimensions that every device holds whole."""
+    return Placement(((),) * rank)
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A tensor: dtype, global dimensions, placement.
+
+    Attributes:
+        dtype: Name of the number format.
+        dims: Named global dimensions.
+        placement: Cut and partial axes.
+        density: Expected share of the rows that are filled: ``top_k / slots`` for routed tokens, else 1.
+    """
+
+    dtype: str
+    dims: tuple[Dim, ...]
+    placement: Placement
+    density: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.dims) != len(self.placement.shards):
+            raise ValueError(f"{len(self.dims)} dimensions, {len(self.placement.shards)} placements")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(d.name for d in self.dims)
+
+    def index(self, name: str) -> int:
+        return self.names.index(name)
+
+    def has(self, name: str) -> bool:
+        return name in self.names
+
+    def axes_of(self, name: str) -> tuple[str, ...]:
+        """Atomic axes that cut the named dimension."""
+        return self.placement.shards[self.index(name)]
+
+    def placed(self, placement: Placement) -> TensorType:
+        return replace(self, placement=placement)
+
+    def local_dims(self, extents: Mapping[str, Number], mesh: Mesh) -> dict[str, Number]:
+        """Sizes on the fullest rank, by dimension name."""
+        return {
+            d.name: ceil_div(d.value(extents, mesh), mesh.size(axes))
+            for d, axes in zip(self.dims, self.placement.shards, strict=True)
+        }
+
+    def global_dims(self, extents: Mapping[str, Number], mesh: Mesh) -> dict[str, Number]:
+        return {d.name: d.value(extents, mesh) for d in self.dims}
+
+    def local_elements(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
+        """Expected elements on the fullest rank."""
+        total: Number = self.density
+        for size in self.local_dims(extents, mesh).values():
+            total = total * size
+        return total
+
+    def local_bytes(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
+        """Expected bytes on the fullest rank."""
+        return self.local_elements(extents, mesh) * lookup_dtype(self.dtype).bytes
+
+    def global_bytes(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
+        """Expected bytes of the whole tensor, held once."""
+        total: Number = self.density * lookup_dtype(self.dtype).bytes
+        for dim in self.dims:
+            total = total * dim.value(extents, mesh)
+        return total
+
+
+def tensor(dtype: str, *dims: tuple[str, Size], density: float = 1.0) -> TensorType:
+    """A replicated tensor type: ``tensor("bf16", ("batch", BATCH), ("hidden", 4096))``."""
+    return TensorType(dtype, tuple(Dim(n, s) for n, s in dims), replicated(len(dims)), density)
+
+
+def chunk_bounds(size: int, cuts: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """First and past-the-last index that a rank holds of a dimension of ``size``.
+
+    Args:
+        size: Global size.
+        cuts: (axis size, this rank's coordinate) for each axis that cuts the dimension, outermost first.
+    """
+    low, high = 0, size
+    for parts, coordinate in cuts:
+        step = ceil_div(high - low, parts)
+        new_low = min(high, low + coordinate * step)
+        high = min(high, new_low + step)
+        low = new_low
+    return low, high

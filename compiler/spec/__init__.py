@@ -1,0 +1,31 @@
+"""What the user asked for, typed: model, cluster, workload and strategies. Nothing here knows syntax or graphs."""
+
+from .cluster import AcceleratorSpec, ClusterSpec, LinkSpec
+from .dtypes import ACTIVATION_DTYPE, DTYPES, DType, dtype
+from .model import AttentionSpec, LayersSpec, ModelSpec, MoeSpec
+from .source import Assumption, LoadedSpec, SourceMap
+from .spec import Spec
+from .strategy import ChainTerm, StrategySpec
+from .workload import Requirements, WorkloadSpec
+
+__all__ = [
+    "ACTIVATION_DTYPE",
+    "DTYPES",
+    "AcceleratorSpec",
+    "Assumption",
+    "AttentionSpec",
+    "ChainTerm",
+    "ClusterSpec",
+    "DType",
+    "LayersSpec",
+    "LinkSpec",
+    "LoadedSpec",
+    "ModelSpec",
+    "MoeSpec",
+    "Requirements",
+    "SourceMap",
+    "Spec",
+    "StrategySpec",
+    "WorkloadSpec",
+    "dtype",
+]

@@ -1,0 +1,39 @@
+"""Where each field of a spec came from, and what was assumed for the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..diagnostics import Diagnostic, Span
+from .spec import Spec
+
+SourceMap = dict[str, Span]
+"""Dotted field paths to spans: ``model.attention.heads``, ``strategy.decode.tp``, ``strategy.prefill.microbatches``.
+
+A block's own path (``model``, ``strategy.decode``) gives the span of its head line.
+"""
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A value that the file leaves out: what was taken, and why."""
+
+    name: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class LoadedSpec:
+    """A spec with its sources. ``diagnostics`` holds no errors (those are raised), but warnings and notes."""
+
+    spec: Spec
+    sources: SourceMap = field(default_factory=dict)
+    assumptions: tuple[Assumption, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
+    texts: dict[str, str] = field(default_factory=dict)
+    """File names to their text, for carets."""
+
+    def span(self, *paths: str) -> Span | None:
+        """The span of the first path that is known."""
+        return next((self.sources[p] for p in paths if p in self.sources), None)

@@ -1,0 +1,25 @@
+"""Analyses: they read a lowered graph and return typed results; nothing here changes a graph."""
+
+from .communication import Traffic, analyse_communication, bytes_by_kind
+from .critical_path import CriticalPath, critical_path
+from .flatten import expanded_axes, flatten
+from .memory import Memory, MemoryReport, analyse_memory
+from .phase import PhaseAnalysis, analyse_phase, time_by_bound
+from .unroll import unroll
+
+__all__ = [
+    "CriticalPath",
+    "Memory",
+    "MemoryReport",
+    "PhaseAnalysis",
+    "Traffic",
+    "analyse_communication",
+    "analyse_memory",
+    "analyse_phase",
+    "bytes_by_kind",
+    "critical_path",
+    "expanded_axes",
+    "flatten",
+    "time_by_bound",
+    "unroll",
+]

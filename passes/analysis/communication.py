@@ -1,0 +1,77 @@
+"""Communication: bytes and busy seconds per kind of node, mesh axis and link."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...compiler.cost import Hardware, NodeCost
+from ...compiler.cost.network import ranks_in_domain
+from ...compiler.ir.graph import Graph, Node
+from ...compiler.ir.ops import CostClass, operator
+from .unroll import node_mask
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Traffic of one kind over one set of axes.
+
+    Attributes:
+        op: Public operator name.
+        axes: The axes in the user's words, or ``pp``.
+        link: scale_up, scale_out, or both for a hierarchical collective.
+        bytes: Bytes on the wire, all ranks of one replica, all steps.
+        seconds: Time of one rank.
+        count: Collectives or messages of one rank.
+    """
+
+    op: str
+    axes: str
+    link: str
+    bytes: float
+    seconds: float
+    count: int
+
+
+def analyse_communication(
+    graph: Graph, costs: Mapping[tuple[str, str], NodeCost], hardware: Hardware
+) -> tuple[Traffic, ...]:
+    """Traffic of a lowered graph, one row per operator, axes and link, in a stable order."""
+    rows: dict[tuple[str, str, str], list[float]] = {}
+    for block, node in graph.nodes():
+        if operator(node).cost_class is not CostClass.NETWORK or node.op in ("recv", "kv_recv"):
+            continue
+        cost = costs[block.name, node.name]
+        repetitions = max(1, len(block.layers))
+        shape = (graph.steps, len(graph.items), repetitions)
+        mask = np.broadcast_to(node_mask(graph, node)[..., None], shape)
+        sent = float(np.where(mask, cost.wire_bytes, 0).sum()) * graph.mesh.stage_ranks
+        # A layer's ranks are one stage's: seconds add up over a stage's own layers only.
+        seconds = float(np.where(mask, cost.time, 0).sum())
+        row = rows.setdefault((operator(node).public, _axes(graph, node), _link(graph, node, hardware)), [0.0, 0.0, 0])
+        row[0] += sent
+        row[1] += seconds
+        row[2] += int(mask.sum())
+    return tuple(Traffic(*key, row[0], row[1], int(row[2])) for key, row in sorted(rows.items()))
+
+
+def bytes_by_kind(traffic: tuple[Traffic, ...]) -> dict[str, float]:
+    """Bytes on the wire per operator."""
+    totals: dict[str, float] = {}
+    for row in traffic:
+        totals[row.op] = totals.get(row.op, 0.0) + row.bytes
+    return totals
+
+
+def _axes(graph: Graph, node: Node) -> str:
+    return graph.mesh.describe(node.attrs["axes"]) if "axes" in node.attrs else "pp"
+
+
+def _link(graph: Graph, node: Node, hardware: Hardware) -> str:
+    if "axes" not in node.attrs:
+        return "scale_up" if graph.mesh.gpus <= hardware.domain else "scale_out"
+    ranks = graph.mesh.size(node.attrs["axes"])
+    inside = int(ranks_in_domain(graph.mesh, node.attrs["axes"], hardware.domain))
+    return "scale_up" if inside == ranks else "scale_out" if inside == 1 else "both"

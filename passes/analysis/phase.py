@@ -1,0 +1,81 @@
+"""All analyses of one phase, in one typed result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...compiler.cost import Hardware, NodeCost, node_costs
+from ...compiler.ir.flat import FlatGraph
+from ...compiler.ir.graph import Graph
+from .communication import Traffic, analyse_communication
+from .critical_path import CriticalPath, critical_path, seconds_by_bound
+from .flatten import flatten
+from .memory import MemoryReport, analyse_memory
+from .stage_times import prefill_seconds, step_interval
+from .unroll import unroll
+
+
+@dataclass(frozen=True)
+class PhaseAnalysis:
+    """A lowered phase and what is known of it.
+
+    Attributes:
+        graph: The lowered graph.
+        hardware: What it runs on.
+        costs: Per (block, node).
+        flat: The flat graph, expanded over step, item, layer, adp, sp, edp and ep (over ranks if asked).
+        critical: Critical path of the flat graph.
+        memory: Memory per stage.
+        traffic: Communication.
+        latency: TTFT (prefill) or TPOT (decode), seconds.
+    """
+
+    graph: Graph
+    hardware: Hardware
+    costs: Mapping[tuple[str, str], NodeCost]
+    flat: FlatGraph
+    critical: CriticalPath
+    memory: MemoryReport
+    traffic: tuple[Traffic, ...]
+    latency: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second over all replicas: prompt tokens in prefill, generated tokens in decode."""
+        firsts = [i for i in self.graph.items if i.first]
+        if self.graph.phase == "decode":
+            return self.graph.mesh.dp * sum(i.batch for i in firsts) / self.latency
+        return self.graph.mesh.dp * sum(i.batch * i.new for i in self.graph.items) / self.latency
+
+
+def analyse_phase(
+    graph: Graph, hardware: Hardware, context: int, *, other_weights: float = 0.0, expand_ranks: bool = False
+) -> PhaseAnalysis:
+    """Costs, flat graph, critical path, memory and communication of a lowered graph.
+
+    Args:
+        graph: Graph at level ``tp``.
+        hardware: GPU and links.
+        context: Tokens per sequence that the KV cache must hold.
+        other_weights: Weights of the other phase on the same GPUs, bytes.
+        expand_ranks: Split compute nodes over tp and etp too.
+    """
+    costs = node_costs(graph, hardware)
+    flat = flatten(unroll(graph), costs, expand_ranks=expand_ranks)
+    latency = prefill_seconds(graph, costs) if graph.phase == "prefill" else step_interval(graph, costs)
+    return PhaseAnalysis(
+        graph=graph,
+        hardware=hardware,
+        costs=costs,
+        flat=flat,
+        critical=critical_path(flat),
+        memory=analyse_memory(graph, hardware.memory, context, other_weights=other_weights),
+        traffic=analyse_communication(graph, costs, hardware),
+        latency=latency,
+    )
+
+
+def time_by_bound(analysis: PhaseAnalysis) -> dict[str, float]:
+    """Seconds of the phase's critical path by what binds its nodes."""
+    return seconds_by_bound(analysis.critical, analysis.costs)

@@ -1,0 +1,66 @@
+"""Time of each pipeline stage and send per item, the input of the schedule's closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...compiler.cost import NodeCost, decode_interval
+from ...compiler.cost.closed_form import pipeline_makespan
+from ...compiler.ir.graph import Graph
+from ...compiler.ir.unrolled import STREAMS
+from .schedule import stream_of
+from .unroll import node_mask
+
+Floats = NDArray[np.float64]
+
+
+def server_times(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:
+    """[steps, items, servers] seconds: stage 0, send 0, stage 1, ..., last stage, and in decode the token return.
+
+    A graph of one stage has one server.
+    """
+    stages = len(graph.stages)
+    shape = (graph.steps, len(graph.items))
+    returns = 1 if stages > 1 and graph.phase == "decode" else 0
+    times = np.zeros((*shape, 2 * stages - 1 + returns))
+    for block, node in graph.nodes():
+        stream = STREAMS[stream_of(node)]
+        if stream not in ("main", "send"):
+            continue
+        time = np.asarray(costs[block.name, node.name].time, dtype=np.float64)
+        repetitions = max(1, len(block.layers))
+        full = np.broadcast_to(time, (*shape, repetitions)) if time.ndim else np.full((*shape, repetitions), time)
+        full = np.where(node_mask(graph, node)[..., None], full, 0.0)
+        where = 2 * graph.stages_of(block, node).astype(np.int64) + (stream == "send")
+        for repetition, server in enumerate(where):
+            times[:, :, server] += full[:, :, repetition]
+    return times
+
+
+def prefill_seconds(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> float:
+    """Closed form of the prefill's makespan, to the last request's first token."""
+    return float(pipeline_makespan(server_times(graph, costs)[0]))
+
+
+def step_interval(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> float:
+    """Closed form of the steady decode interval (TPOT) at the context of the first step.
+
+    With micro-batches of unequal size the slowest server's round is the sum over them, and the longest trip is the
+    fullest micro-batch's; the token return counts in every step.
+    """
+    times = server_times(graph, costs)[0]
+    if len(graph.stages) > 1 and graph.steps == 1:
+        times = times.copy()
+        times[:, -1] = _return_seconds(graph, costs)
+    if len({(i.batch, i.new, i.past) for i in graph.items}) == 1:
+        return float(decode_interval(times[0], len(graph.items)))
+    return float(max(times.sum(axis=1).max(), times.sum(axis=0).max()))
+
+
+def _return_seconds(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:
+    """Token return per item, which the last step of a chain leaves out."""
+    time = next(np.asarray(costs["epilogue", n.name].time) for b, n in graph.nodes() if n.name == "return_send")
+    return np.broadcast_to(time, (graph.steps, len(graph.items), 1))[0, :, 0]

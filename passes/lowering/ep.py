@@ -1,0 +1,61 @@
+"""EP: whole experts to ranks, and tokens cut over those ranks so that dispatch and combine carry them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ...compiler.ir.graph import Graph, Node
+from ...compiler.ir.mesh import Mesh
+from .resolve import resolve
+
+
+@dataclass(frozen=True)
+class LowerEp:
+    """Cut expert slots over ep, and the tokens of every MoE module over ep and the expert replicas (edp).
+
+    On etp axes routed tokens are replicated: every rank of an expert sees all of its rows.
+    """
+
+    name: ClassVar[str] = "ep"
+
+    def run(self, graph: Graph) -> Graph:
+        lowered = replace(graph, level="ep")
+        mesh = graph.mesh
+        if mesh.view("ep") or mesh.view("edp") or graph.stream.placement.used & set(mesh.view("etp")):
+            tokens = token_axes(mesh, graph.phase)
+            lowered = lowered.map_nodes(lambda n: _place(n, mesh, tokens))
+        return resolve(lowered, self.name)
+
+
+def token_axes(mesh: Mesh, phase: str) -> dict[str, tuple[str, ...]]:
+    """Axes that cut batch and sequence while tokens are routed: every ep and edp axis, once.
+
+    Attention DP already cuts the batch and SP the sequence; a tp axis, on which tokens are replicated, cuts the
+    sequence in prefill and the batch in decode, where a sequence has one token.
+    """
+    routed = {*mesh.view("ep"), *mesh.view("edp")}
+    batch = tuple(a for a in mesh.view("adp") if a in routed)
+    seq = tuple(a for a in mesh.view("sp") if a in routed)
+    extra = tuple(a for a in mesh.view("tp") if a in routed)
+    if phase == "prefill":
+        return {"batch": batch, "seq": (*seq, *extra)}
+    return {"batch": (*batch, *extra), "seq": seq}
+
+
+def _place(node: Node, mesh: Mesh, tokens: dict[str, tuple[str, ...]]) -> Node:
+    if node.op in {"router", "route"}:
+        return replace(node, constraints={**node.constraints, **tokens})
+    if node.op == "expert":
+        return cut_params(node, {"slot": mesh.view("ep")})
+    return node
+
+
+def cut_params(node: Node, cuts: dict[str, tuple[str, ...]]) -> Node:
+    """The node with its weights cut over axes, by dimension name (an empty cut changes nothing)."""
+    params = []
+    for p in node.params:
+        shards = tuple(cuts.get(d) or axes for d, axes in zip(p.type.names, p.type.placement.shards, strict=True))
+        placement = replace(p.type.placement, shards=shards)
+        params.append(p if p.const else replace(p, type=p.type.placed(placement)))
+    return replace(node, params=tuple(params))

@@ -1,0 +1,172 @@
+"""Hypothesis strategies for small legal inputs, shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+from paradag.compiler.build import build_graph
+from paradag.compiler.ir.graph import Graph, Phase
+from paradag.compiler.spec import (
+    AcceleratorSpec,
+    AttentionSpec,
+    ChainTerm,
+    ClusterSpec,
+    LayersSpec,
+    ModelSpec,
+    MoeSpec,
+    Spec,
+    StrategySpec,
+    WorkloadSpec,
+)
+from paradag.compiler.spec.stage_law import balanced_stages, degrees_of
+from paradag.passes.lowering import LowerEp, LowerPp, LowerSp, LowerTp
+
+_HEAD_DIM = 4
+
+
+@st.composite
+def small_specs(draw: st.DrawFn, phases: Sequence[Phase] = ("prefill", "decode")) -> Spec:
+    """A legal spec of one to four tiny layers, with a strategy for each of ``phases``.
+
+    All degrees are powers of one base (2 or 3), so that the axes of a stage always nest and all sizes divide; batch,
+    input and chunks are arbitrary.
+    """
+    base = draw(st.sampled_from((2, 2, 3)))
+    model = draw(_models(base))
+    strategies = tuple(draw(_strategies(model, base, phase)) for phase in phases)
+    least = max(s.degree("dp") * s.microbatches for s in strategies)
+    sp = max(degrees_of(s, is_moe=model.moe is not None).sp for s in strategies)
+    workload = WorkloadSpec(
+        batch=draw(st.integers(least, least + 7)),
+        input=draw(st.integers(2 * sp, 2 * sp + 9)),
+        output=draw(st.integers(1, 5)),
+    )
+    cluster = ClusterSpec(accelerator=AcceleratorSpec(name="h100_sxm", catalog="h100_sxm"), gpus_per_node=8)
+    return Spec(
+        model=model,
+        cluster=cluster,
+        workload=workload,
+        strategies=tuple(_with_chunk(draw, s, workload) for s in strategies),
+    )
+
+
+def lowered_levels(spec: Spec, phase: Phase, steps: int = 1) -> list[Graph]:
+    """The graph of a phase at every level: logical, pp, sp, ep, tp."""
+    strategy = spec.strategy(phase)
+    assert strategy is not None
+    pp = strategy.term("pp")
+    stages = (pp.layers if pp else ()) or balanced_stages([1] * spec.model.layers.count, strategy.degree("pp"))
+    graphs = [build_graph(spec, phase, "small", steps)]
+    for lowering in (LowerPp(stages), LowerSp(), LowerEp(), LowerTp()):
+        graphs.append(lowering.run(graphs[-1]))
+    return graphs
+
+
+@st.composite
+def _models(draw: st.DrawFn, base: int) -> ModelSpec:
+    count = draw(st.integers(1, 4))
+    moe = draw(st.none() | _moes(base))
+    pattern = draw(st.sampled_from(((), (), ("sliding", "full"), ("full", "sliding", "sliding"))))
+    layers = LayersSpec(
+        count=count,
+        dense=draw(st.integers(0, 1)) if moe else 0,
+        pattern=pattern,
+        window=draw(st.integers(1, 6)) if pattern else None,
+    )
+    return ModelSpec(
+        name="small",
+        layers=layers,
+        hidden=8,
+        vocab=draw(st.integers(5, 20)) * base * base,
+        ffn=4 * base * base,
+        attention=draw(_attentions(base, windowed=bool(pattern))),
+        moe=moe,
+        tied=draw(st.booleans()),
+        dtype=draw(st.sampled_from(("bf16", "fp16", "int8"))),
+        kv_dtype=draw(st.sampled_from(("bf16", "int8"))),
+    )
+
+
+@st.composite
+def _attentions(draw: st.DrawFn, base: int, windowed: bool) -> AttentionSpec:
+    kind = draw(st.sampled_from(("mha", "mqa", "gqa", "mla")))
+    heads = base * base
+    if kind == "mla":
+        return AttentionSpec(
+            kind="mla",
+            heads=heads,
+            kv_heads=1,
+            head_dim=6,
+            q_lora=draw(st.none() | st.just(6)),
+            kv_lora=8,
+            nope_dim=4,
+            rope_dim=2,
+            v_dim=4,
+        )
+    return AttentionSpec(
+        kind=kind,
+        heads=heads,
+        kv_heads={"mha": heads, "mqa": 1, "gqa": base}[kind],
+        head_dim=_HEAD_DIM,
+        qk_norm=draw(st.sampled_from(("none", "head", "full"))),
+        bias=draw(st.sampled_from(("none", "qkv", "all"))),
+        sinks=draw(st.booleans()),
+        window=None if windowed else draw(st.none() | st.integers(1, 6)),
+    )
+
+
+@st.composite
+def _moes(draw: st.DrawFn, base: int) -> MoeSpec:
+    return MoeSpec(
+        experts=base**3,
+        top_k=draw(st.integers(1, base)),
+        ffn=base * base,
+        shared=draw(st.integers(0, 2)),
+        router=draw(st.sampled_from(("softmax", "sigmoid", "topk_softmax"))),
+        bias=draw(st.booleans()),
+        scale=draw(st.sampled_from((1.0, 2.5, 1 / 3))),
+    )
+
+
+@st.composite
+def _strategies(draw: st.DrawFn, model: ModelSpec, base: int, phase: Phase) -> StrategySpec:
+    degree = st.sampled_from((1, 1, base, base * base))
+    terms = []
+    if draw(st.booleans()):
+        terms.append(ChainTerm(name="dp", degree=base))
+    if model.layers.count > 1 and draw(st.booleans()):
+        terms.append(ChainTerm(name="pp", degree=draw(st.integers(2, model.layers.count))))
+    tp = draw(degree)
+    sp = draw(st.sampled_from(("none", "own", "tp"))) if phase == "prefill" else "none"
+    if sp == "own":
+        terms.append(ChainTerm(name="sp", degree=base))
+    elif sp == "tp" and tp > 1:
+        terms.append(ChainTerm(name="sp", kind="tp"))
+    ep = draw(degree) if model.moe else 1
+    if ep > 1:
+        etp, redundant = draw(st.sampled_from((None, base))), draw(st.sampled_from((0, ep)))
+        terms.append(ChainTerm(name="ep", degree=ep, etp=etp, redundant=redundant))
+    if tp > 1:
+        terms.append(ChainTerm(name="tp", degree=tp))
+    strategy = StrategySpec(
+        phase=phase,
+        chain=tuple(terms),
+        microbatches=draw(st.integers(1, 3)),
+        placement=draw(st.just(()) | st.permutations(("pp", "adp", "sp", "tp")).map(tuple)),
+        pools=draw(st.sampled_from(("shared", "separate"))),
+    )
+    least = degrees_of(strategy, is_moe=model.moe is not None).ranks
+    return strategy.model_copy(update={"ranks": draw(st.sampled_from((None, least * base)))})
+
+
+def _with_chunk(draw: st.DrawFn, strategy: StrategySpec, workload: WorkloadSpec) -> StrategySpec:
+    """A chunk of at least one new token per sequence and SP rank of the largest micro-batch."""
+    if strategy.phase == "decode" or draw(st.booleans()):
+        return strategy
+    assert workload.batch is not None
+    replica = -(-workload.batch // strategy.degree("dp"))
+    sequences = -(-replica // strategy.microbatches)
+    tokens = draw(st.integers(max(1, strategy.degree("sp")), workload.input))
+    return strategy.model_copy(update={"chunk": sequences * tokens})
