@@ -26,6 +26,7 @@ from .spec import Assumption, LoadedSpec, Spec
 Source = str | Path | LoadedSpec | Spec
 
 MAX_STEPS = 100_000
+"""Decode steps that may be asked for; how many a graph can hold depends on its size (PD306)."""
 
 
 def load(source: Source) -> LoadedSpec:

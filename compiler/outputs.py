@@ -14,6 +14,8 @@ from .ir.graph import Phase
 FORMATS = ("json", "dot", "svg", "columns", "ir")
 EXPANSIONS = ("layers", "shards", "ranks")
 
+MAX_JSON_NODES = 5_000_000
+
 Writer = Callable[[Compiled, Phase, Path, frozenset[str]], Sequence[Diagnostic]]
 
 
@@ -86,6 +88,12 @@ def _writable(folder: Path) -> Iterator[None]:
 def _write_json(compiled: Compiled, phase: Phase, path: Path, expand: frozenset[str]) -> Sequence[Diagnostic]:
     from .emit import write_json
 
+    analysis = compiled.phases.get(phase)
+    if analysis is not None and analysis.flat.node_count > MAX_JSON_NODES:
+        message = f"{path.name} would hold {analysis.flat.node_count:,} nodes, about a gigabyte per million"
+        raise DiagnosticError(
+            [Diagnostic("PD306", message, expected=f"at most {MAX_JSON_NODES:,}", help="use --emit columns")]
+        )
     write_json(compiled, phase, path)
     return ()
 

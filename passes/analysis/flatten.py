@@ -12,7 +12,9 @@ from ...compiler.ir.graph import Node
 from ...compiler.ir.mesh import ATTENTION_VIEW, EXPERT_VIEW, Mesh
 from ...compiler.ir.unrolled import Unrolled
 
-MAX_NODES = 200_000_000
+MAX_NODES = 50_000_000
+"""Nodes of a flat graph; with their edges they take about a gigabyte."""
+
 _CHUNK = 1 << 20
 """Edges made at once: bounds the memory of temporaries."""
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from ...compiler.diagnostics import Diagnostic, DiagnosticError
 from ...compiler.ir.graph import Arg, Block, Graph, Node
 from ...compiler.ir.unrolled import EDGE_KINDS, Ints, Unrolled
 from .schedule import order_edges, stream_of
@@ -15,8 +16,22 @@ from .schedule import order_edges, stream_of
 _KIND = {name: number for number, name in enumerate(EDGE_KINDS)}
 
 
+MAX_CALLS = 5_000_000
+"""Calls that a graph may unroll to; they take about a gigabyte."""
+
+
 def unroll(graph: Graph) -> Unrolled:
-    """All calls of a graph with data, state, pipeline, route and order edges, sorted by level."""
+    """All calls of a graph with data, state, pipeline, route and order edges, sorted by level.
+
+    Raises:
+        DiagnosticError: PD306, more than ``MAX_CALLS`` calls.
+    """
+    trips = graph.steps * len(graph.items)
+    calls = trips * sum(max(1, len(block.layers)) for block, _ in graph.nodes())
+    if calls > MAX_CALLS:
+        message = f"{graph.phase} would unroll to {calls:,} calls ({trips:,} trips through the pipeline)"
+        help_text = "fewer --steps or micro-batches, or larger chunks"
+        raise DiagnosticError([Diagnostic("PD306", message, expected=f"at most {MAX_CALLS:,}", help=help_text)])
     return _Unroller(graph).run()
 
 

@@ -149,3 +149,15 @@ def test_no_half_written_files_where_writing_fails(source: Path, tmp_path: Path)
     code, _, err = run(str(source), "-o", str(folder), "--emit", "json")
     assert code == 1 and "PD601" in err
     assert not [p for p in folder.iterdir() if p.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("change", [("--steps", "100000"), ("microbatches 8", "microbatches 90000")])
+def test_a_graph_that_would_not_fit_in_memory_is_refused(source: Path, tmp_path: Path, change: tuple[str, str]) -> None:
+    text = SPEC.replace("layers 4", "layers 400").replace("batch 8", "batch 100000")
+    if change[0].startswith("--"):
+        source.write_text(text)
+        code, _, err = run(str(source), "-o", str(tmp_path / "out"), *change)
+    else:
+        source.write_text(text.replace("tp 4 }", f"tp 4 {change[1]} }}"))
+        code, _, err = run(str(source), "-o", str(tmp_path / "out"))
+    assert code == 1 and "PD306" in err
