@@ -95,13 +95,6 @@ class FlatGraph:
         """A call column (template, step, item, layer, stage, level) per node."""
         return np.repeat(getattr(self.unrolled, name), self.width)
 
-    @cached_property
-    def level_starts(self) -> Ints:
-        """First node id of each level, and the node count."""
-        level = self.unrolled.level
-        calls = np.flatnonzero(np.diff(level, prepend=-1))
-        return np.append(self.first[calls], self.node_count).astype(np.int32)
-
     def node(self, number: int) -> NodeView:
         """A view of one node.
 

@@ -8,7 +8,7 @@ from the step before. Everything is immutable: a pass builds new blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -88,9 +88,6 @@ class Node:
             if p.name == name:
                 return p
         raise KeyError(name)
-
-    def with_attrs(self, **attrs: Any) -> Node:
-        return replace(self, attrs={**self.attrs, **attrs})
 
 
 @dataclass(frozen=True)
@@ -268,9 +265,3 @@ def fresh_name(base: str, taken: Iterable[str]) -> str:
     while f"{base}_{number}" in used:
         number += 1
     return f"{base}_{number}"
-
-
-def chain_order(graph: Graph) -> Sequence[Block]:
-    """Blocks in the order prologue, layers, boundaries, epilogue."""
-    roles = ("prologue", "layer", "boundary", "epilogue")
-    return [b for role in roles for b in graph.with_role(role)]

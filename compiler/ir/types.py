@@ -168,9 +168,6 @@ class TensorType:
             for d, axes in zip(self.dims, self.placement.shards, strict=True)
         }
 
-    def global_dims(self, extents: Mapping[str, Number], mesh: Mesh) -> dict[str, Number]:
-        return {d.name: d.value(extents, mesh) for d in self.dims}
-
     def local_elements(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
         """Expected elements on the fullest rank."""
         total: Number = self.density
@@ -181,13 +178,6 @@ class TensorType:
     def local_bytes(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
         """Expected bytes on the fullest rank."""
         return self.local_elements(extents, mesh) * lookup_dtype(self.dtype).bytes
-
-    def global_bytes(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
-        """Expected bytes of the whole tensor, held once."""
-        total: Number = self.density * lookup_dtype(self.dtype).bytes
-        for dim in self.dims:
-            total = total * dim.value(extents, mesh)
-        return total
 
 
 def tensor(dtype: str, *dims: tuple[str, Size], density: float = 1.0) -> TensorType:

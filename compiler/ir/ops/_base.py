@@ -216,10 +216,6 @@ class Operator:
         """The unfused nodes that a fused node stands for; itself where it is not fused."""
         return (node,)
 
-    def label(self, node: Node) -> str:
-        """Name in a drawing."""
-        return node.name
-
 
 OPERATORS: dict[str, Operator] = {}
 
@@ -243,8 +239,3 @@ def operator(node: Node | str) -> Operator:
         KeyError: no such operator.
     """
     return OPERATORS[node if isinstance(node, str) else node.op]
-
-
-def as_tuple(value: Any) -> tuple[Any, ...]:
-    """An attribute that may be one value or several, as a tuple."""
-    return value if isinstance(value, tuple) else (value,)

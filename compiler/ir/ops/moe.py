@@ -246,13 +246,3 @@ class Unroute(Operator):
             slot = _visits(index[:, k : k + 1], experts, slots).argmax(axis=1)
             out += weight[:, k : k + 1] * rows[slot, np.arange(batch * seq)]
         return [out.reshape(batch, seq, hidden)]
-
-
-def with_slots(node: Node, slots: int) -> Node:
-    """An expert, route or unroute node with another number of slots."""
-    params = tuple(
-        replace(p, type=replace(p.type, dims=tuple(Dim(d.name, slots) if d.name == "slot" else d for d in p.type.dims)))
-        for p in node.params
-    )
-    attrs = {**node.attrs, "slots": slots} if "slots" in node.attrs else node.attrs
-    return replace(node, params=params, attrs=attrs)
