@@ -1,7 +1,7 @@
 """paradag: a compiler for parallel strategies of LLM inference.
 
-``import paradag`` gives :func:`load`, :func:`compile`, :func:`check` and :class:`Pass`; everything heavier is
-imported on first use.
+``import paradag`` gives :func:`load`, :func:`compile`, :func:`check`, :func:`fix`, :func:`verify` and :class:`Pass`;
+everything heavier is imported on first use.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ _LAZY = {
     "load": "paradag.compiler.driver",
     "compile": "paradag.compiler.driver",
     "check": "paradag.compiler.driver",
+    "fix": "paradag.compiler.driver",
+    "verify": "paradag.compiler.verification",
     "Pass": "paradag.passes.manager",
     "DiagnosticError": "paradag.compiler.diagnostics",
 }

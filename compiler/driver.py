@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from ..grammar import load_file, load_text
-from ..passes.analysis import PhaseAnalysis, analyse_phase
+from ..passes.analysis import PhaseAnalysis, TransferPlan, analyse_phase, plan_transfer
 from ..passes.analysis.memory import weight_bytes
 from ..passes.compiled import Compiled, PassRecord
 from ..passes.lowering import LowerEp, LowerPp, LowerSp, LowerTp
 from ..passes.manager import GraphPass, PassManager, Scheduled, arrange
 from ..passes.plugins import load_passes
 from ..passes.validation import check_spec, stage_layers
-from ..passes.validation.results import memory_findings, requirement_findings
-from .build import build_graph, phase_degrees, pools_separate
-from .build.items import decode_context
+from ..passes.validation.fixes import Fixed, as_repaired, fix_spec, over_memory
+from ..passes.validation.results import result_findings
+from .build import build_graph, cache_tokens, decode_context, needs_transfer, two_layouts
 from .cost import Hardware, resolve_hardware
 from .diagnostics import Diagnostic, DiagnosticError, Outcome
 from .ir.graph import LEVELS, Graph, Phase
@@ -45,13 +45,11 @@ def load(source: Source) -> LoadedSpec:
 
 
 def check(source: Source) -> tuple[Diagnostic, ...]:
-    """All findings on a spec, without building anything; empty where there is nothing to say."""
+    """All findings on a spec: legality, memory, requirements, advice. Repairs nothing; empty where all is well."""
     try:
-        loaded = load(source)
+        return compile(source, fix=False).diagnostics
     except DiagnosticError as error:
         return error.diagnostics
-    _, found = check_spec(loaded)
-    return (*loaded.diagnostics, *found)
 
 
 def compile(
@@ -63,6 +61,8 @@ def compile(
     print_after: Iterable[str] = (),
     expand_ranks: bool = False,
     name: str | None = None,
+    fix: bool = True,
+    fix_workload: bool = False,
 ) -> Compiled:
     """Compile a strategy into explicit prefill and decode DAGs.
 
@@ -74,6 +74,8 @@ def compile(
         print_after: Names of passes whose result is printed into ``dumps`` (``build`` for the logical graph).
         expand_ranks: One flat node per rank instead of one per TP group.
         name: Name of the outputs; default the file's stem.
+        fix: Whether an illegal strategy is repaired where a repair is safe; what was wrong is then told as warnings.
+        fix_workload: Whether a repair may reduce the batch, where nothing else makes the work fit.
 
     Returns:
         The result; with errors its status is REJECTED and it has no phases.
@@ -82,15 +84,65 @@ def compile(
         DiagnosticError: the input does not load, or a pass cannot be found or fails.
     """
     loaded = load(source)
-    name = name or (
+    stem = name or (
         Path(source).stem if not isinstance(source, (LoadedSpec, Spec)) and "{" not in str(source) else "strategy"
     )
-    checked, found = check_spec(loaded)
-    diagnostics = (*loaded.diagnostics, *found, *_steps_findings(steps))
-    result = Compiled(name, checked.spec, Outcome.REJECTED, diagnostics, (), loaded.assumptions, texts=loaded.texts)
-    if any(d.is_error for d in diagnostics):
+    scheduled, dumped = _scheduled(passes), tuple(print_after)
+
+    def attempt(spec: LoadedSpec) -> Compiled:
+        checked, found = check_spec(spec)
+        diagnostics = (*spec.diagnostics, *found, *_steps_findings(steps))
+        result = Compiled(stem, checked.spec, Outcome.REJECTED, diagnostics, (), spec.assumptions, texts=spec.texts)
+        if any(d.is_error for d in diagnostics):
+            return result
+        return _compile_phases(result, checked, phase, steps, scheduled, dumped, expand_ranks)
+
+    result = attempt(loaded)
+    if not fix or result.status is not Outcome.REJECTED or _steps_findings(steps):
         return result
-    return _compile_phases(result, checked, phase, steps, _scheduled(passes), tuple(print_after), expand_ranks)
+    wanted: tuple[Phase, ...] = ("prefill", "decode") if phase == "all" else (phase,)
+    fixed = fix_spec(loaded, memory=over_memory(wanted), workload=fix_workload)
+    if fixed.outcome is Outcome.FIXED:
+        again = attempt(fixed.loaded)
+        if again.status is not Outcome.REJECTED:
+            repaired = tuple(as_repaired(d, fixed.fixes) for d in result.diagnostics if d.is_error)
+            diagnostics = (*repaired, *again.diagnostics)
+            return replace(again, status=Outcome.FIXED, fixes=fixed.fixes, diagnostics=diagnostics)
+    return replace(result, diagnostics=_with_proposals(result.diagnostics, fixed))
+
+
+def fix(source: Source, *, workload: bool = False) -> Fixed:
+    """The smallest safe change of a file that makes its strategies legal, memory included. Nothing is written.
+
+    Args:
+        source: Path, strategy text, or spec.
+        workload: Whether the batch may be reduced, where nothing else makes the work fit.
+
+    Raises:
+        DiagnosticError: the input does not load.
+    """
+    loaded = load(source)
+    fixed = fix_spec(loaded, memory=over_memory(), workload=workload, tidy=True)
+    if fixed.outcome is Outcome.VALID:
+        return fixed
+    found = fixed.diagnostics
+    if not any(d.is_error for d in check_spec(loaded)[1]):
+        # Only building tells how much memory a legal strategy lacks.
+        found = compile(loaded, fix=False).diagnostics
+    if fixed.outcome is Outcome.REJECTED:
+        return replace(fixed, diagnostics=_with_proposals(found, fixed))
+    return replace(fixed, repaired=(*fixed.repaired, *(as_repaired(d, fixed.fixes) for d in found if d.is_error)))
+
+
+def _with_proposals(diagnostics: tuple[Diagnostic, ...], fixed: Fixed) -> tuple[Diagnostic, ...]:
+    """Diagnostics with the repair that only the user can allow, in the help of the first error that it is about."""
+    errors = [d for d in diagnostics if d.is_error]
+    if not fixed.proposals or not errors:
+        return diagnostics
+    told = next((d for d in errors if d.code == "PD301"), errors[0])
+    proposed = ", ".join(f"`{f.after}`" for f in fixed.proposals)
+    help_ = f"{told.help}; or let `--fix-workload` write {proposed}"
+    return tuple(replace(d, help=help_) if d is told else d for d in diagnostics)
 
 
 def _steps_findings(steps: int) -> tuple[Diagnostic, ...]:
@@ -135,8 +187,9 @@ def _compile_phases(
         dumps.update({(each, pass_name): text for pass_name, text in run.dumps.items()})
         records += run.records
     _known_passes(print_after, extra)
-    phases = {p: _analyse(spec, g, graphs, hardware, expand_ranks) for p, g in graphs.items()}
-    findings = (*memory_findings(loaded, phases), *requirement_findings(loaded, phases))
+    transfer = _plan_transfer(spec, graphs, result.name)
+    phases = {p: _analyse(spec, g, graphs, hardware, expand_ranks, transfer) for p, g in graphs.items()}
+    findings = result_findings(loaded, phases)
     rejected = any(d.is_error for d in findings)
     return replace(
         result,
@@ -151,12 +204,24 @@ def _compile_phases(
         phases={} if rejected else phases,
         dumps=dumps,
         passes=tuple(records),
+        transfer=None if rejected else transfer,
     )
 
 
 def lowering_passes(spec: Spec, phase: Phase) -> list[GraphPass]:
     """The four lowering passes of a phase, in their fixed order."""
     return [LowerPp(stage_layers(spec, phase)), LowerSp(), LowerEp(), LowerTp()]
+
+
+def _plan_transfer(spec: Spec, graphs: dict[Phase, Graph], name: str) -> TransferPlan | None:
+    """How the KV cache moves between the phases; a phase that was not asked for is lowered to know its layout."""
+    if not graphs or not needs_transfer(spec):
+        return None
+    phases: tuple[Phase, Phase] = ("prefill", "decode")
+    prefill, decode = (
+        graphs.get(p) or PassManager(lowering_passes(spec, p)).run(build_graph(spec, p, name)).graph for p in phases
+    )
+    return plan_transfer(prefill, decode, spec.workload.batch)
 
 
 def _known_passes(print_after: tuple[str, ...], extra: list[Scheduled]) -> None:
@@ -174,16 +239,22 @@ def _in_mode(spec: Spec, phase: Phase) -> bool:
 
 
 def _analyse(
-    spec: Spec, graph: Graph, graphs: dict[Phase, Graph], hardware: Hardware, expand_ranks: bool
+    spec: Spec,
+    graph: Graph,
+    graphs: dict[Phase, Graph],
+    hardware: Hardware,
+    expand_ranks: bool,
+    transfer: TransferPlan | None,
 ) -> PhaseAnalysis:
-    separate = pools_separate(spec)
-    only_prompt = graph.phase == "prefill" and separate
-    context = spec.workload.input + (0 if only_prompt else spec.workload.output)
     others = [g for p, g in graphs.items() if p != graph.phase]
-    second_copy = 0.0
-    if others and not separate and phase_degrees(spec, "prefill") != phase_degrees(spec, "decode"):
-        second_copy = max(weight_bytes(others[0]))
-    return analyse_phase(graph, hardware, context, other_weights=second_copy, expand_ranks=expand_ranks)
+    return analyse_phase(
+        graph,
+        hardware,
+        cache_tokens(spec, graph.phase),
+        other_weights=max(weight_bytes(others[0])) if others and two_layouts(spec) else 0.0,
+        expand_ranks=expand_ranks,
+        transfer=transfer,
+    )
 
 
 def _dtype_notes(spec: Spec, hardware: Hardware) -> list[Assumption]:

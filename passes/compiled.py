@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..compiler.diagnostics import Diagnostic, Outcome
+from ..compiler.diagnostics import Diagnostic, Fix, Outcome
 from ..compiler.ir.graph import Phase
 from ..compiler.spec import Assumption, Spec
-from .analysis import PhaseAnalysis
+from .analysis import PhaseAnalysis, TransferPlan
 
-
-@dataclass(frozen=True)
-class Fix:
-    """A repair that was made: by which rule, and the text before and after."""
-
-    rule: str
-    before: str
-    after: str
+__all__ = ["Compiled", "Fix", "PassRecord"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +37,7 @@ class Compiled:
         texts: Source texts by file name, for carets.
         dumps: Printed IR by (phase, pass name), for the passes asked for.
         passes: Passes in the order in which they ran.
+        transfer: How the KV cache moves between the phases, where it does.
     """
 
     name: str
@@ -56,3 +50,4 @@ class Compiled:
     texts: Mapping[str, str] = field(default_factory=dict)
     dumps: Mapping[tuple[Phase, str], str] = field(default_factory=dict)
     passes: tuple[PassRecord, ...] = ()
+    transfer: TransferPlan | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hypothesis import strategies as st
 
@@ -27,15 +27,18 @@ _HEAD_DIM = 4
 
 
 @st.composite
-def small_specs(draw: st.DrawFn, phases: Sequence[Phase] = ("prefill", "decode")) -> Spec:
+def small_specs(
+    draw: st.DrawFn, phases: Sequence[Phase] = ("prefill", "decode"), must: Collection[str] = frozenset()
+) -> Spec:
     """A legal spec of one to four tiny layers, with a strategy for each of ``phases``.
 
     All degrees are powers of one base (2 or 3), so that the axes of a stage always nest and all sizes divide; batch,
-    input and chunks are arbitrary.
+    input and chunks are arbitrary. ``must`` names what every spec has: ``pp``, ``ep``, ``tp``, ``sp`` (of any kind, in
+    prefill), ``moe``, ``dense``, ``window``, ``chunk``, ``transfer`` (pools of their own), ``heads`` (no MLA).
     """
     base = draw(st.sampled_from((2, 2, 3)))
-    model = draw(_models(base))
-    strategies = tuple(draw(_strategies(model, base, phase)) for phase in phases)
+    model = draw(_models(base, frozenset(must)))
+    strategies = tuple(draw(_strategies(model, base, phase, frozenset(must))) for phase in phases)
     least = max(s.degree("dp") * s.microbatches for s in strategies)
     sp = max(degrees_of(s, is_moe=model.moe is not None).sp for s in strategies)
     workload = WorkloadSpec(
@@ -48,7 +51,7 @@ def small_specs(draw: st.DrawFn, phases: Sequence[Phase] = ("prefill", "decode")
         model=model,
         cluster=cluster,
         workload=workload,
-        strategies=tuple(_with_chunk(draw, s, workload) for s in strategies),
+        strategies=tuple(_with_chunk(draw, s, workload, must) for s in strategies),
     )
 
 
@@ -65,13 +68,14 @@ def lowered_levels(spec: Spec, phase: Phase, steps: int = 1) -> list[Graph]:
 
 
 @st.composite
-def _models(draw: st.DrawFn, base: int) -> ModelSpec:
-    count = draw(st.integers(1, 4))
-    moe = draw(st.none() | _moes(base))
-    pattern = draw(st.sampled_from(((), (), ("sliding", "full"), ("full", "sliding", "sliding"))))
+def _models(draw: st.DrawFn, base: int, must: frozenset[str]) -> ModelSpec:
+    count = draw(st.integers(2 if must & {"pp", "window"} else 1, 4))
+    moe = None if "dense" in must else draw(_moes(base) if must & {"ep", "moe"} else st.none() | _moes(base))
+    patterns = (("sliding", "full"), ("full", "sliding", "sliding"))
+    pattern = draw(st.sampled_from(patterns if "window" in must else ((), (), *patterns)))
     layers = LayersSpec(
         count=count,
-        dense=draw(st.integers(0, 1)) if moe else 0,
+        dense=draw(st.integers(0, min(1, count - 1) if must & {"ep", "moe"} else 1)) if moe else 0,
         pattern=pattern,
         window=draw(st.integers(1, 6)) if pattern else None,
     )
@@ -81,7 +85,7 @@ def _models(draw: st.DrawFn, base: int) -> ModelSpec:
         hidden=8,
         vocab=draw(st.integers(5, 20)) * base * base,
         ffn=4 * base * base,
-        attention=draw(_attentions(base, windowed=bool(pattern))),
+        attention=draw(_attentions(base, bool(pattern), must)),
         moe=moe,
         tied=draw(st.booleans()),
         dtype=draw(st.sampled_from(("bf16", "fp16", "int8"))),
@@ -90,8 +94,9 @@ def _models(draw: st.DrawFn, base: int) -> ModelSpec:
 
 
 @st.composite
-def _attentions(draw: st.DrawFn, base: int, windowed: bool) -> AttentionSpec:
-    kind = draw(st.sampled_from(("mha", "mqa", "gqa", "mla")))
+def _attentions(draw: st.DrawFn, base: int, windowed: bool, must: frozenset[str]) -> AttentionSpec:
+    kinds = ("mha", "mqa", "gqa", "mla")
+    kind = draw(st.sampled_from(kinds[:3] if must & {"heads", "window"} else kinds))
     heads = base * base
     if kind == "mla":
         return AttentionSpec(
@@ -131,20 +136,21 @@ def _moes(draw: st.DrawFn, base: int) -> MoeSpec:
 
 
 @st.composite
-def _strategies(draw: st.DrawFn, model: ModelSpec, base: int, phase: Phase) -> StrategySpec:
-    degree = st.sampled_from((1, 1, base, base * base))
+def _strategies(draw: st.DrawFn, model: ModelSpec, base: int, phase: Phase, must: frozenset[str]) -> StrategySpec:
+    degree, more = st.sampled_from((1, 1, base, base * base)), st.sampled_from((base, base * base))
     terms = []
     if draw(st.booleans()):
         terms.append(ChainTerm(name="dp", degree=base))
-    if model.layers.count > 1 and draw(st.booleans()):
+    if model.layers.count > 1 and ("pp" in must or draw(st.booleans())):
         terms.append(ChainTerm(name="pp", degree=draw(st.integers(2, model.layers.count))))
-    tp = draw(degree)
-    sp = draw(st.sampled_from(("none", "own", "tp"))) if phase == "prefill" else "none"
+    tp = draw(more if "tp" in must else degree)
+    kinds = ("own", "tp") if "sp" in must and tp > 1 else ("own",) if "sp" in must else ("none", "own", "tp")
+    sp = draw(st.sampled_from(kinds)) if phase == "prefill" else "none"
     if sp == "own":
         terms.append(ChainTerm(name="sp", degree=base))
     elif sp == "tp" and tp > 1:
         terms.append(ChainTerm(name="sp", kind="tp"))
-    ep = draw(degree) if model.moe else 1
+    ep = draw(more if "ep" in must else degree) if model.moe else 1
     if ep > 1:
         etp, redundant = draw(st.sampled_from((None, base))), draw(st.sampled_from((0, ep)))
         terms.append(ChainTerm(name="ep", degree=ep, etp=etp, redundant=redundant))
@@ -155,18 +161,20 @@ def _strategies(draw: st.DrawFn, model: ModelSpec, base: int, phase: Phase) -> S
         chain=tuple(terms),
         microbatches=draw(st.integers(1, 3)),
         placement=draw(st.just(()) | st.permutations(("pp", "adp", "sp", "tp")).map(tuple)),
-        pools=draw(st.sampled_from(("shared", "separate"))),
+        pools="separate" if "transfer" in must else draw(st.sampled_from(("shared", "separate"))),
     )
     least = degrees_of(strategy, is_moe=model.moe is not None).ranks
     return strategy.model_copy(update={"ranks": draw(st.sampled_from((None, least * base)))})
 
 
-def _with_chunk(draw: st.DrawFn, strategy: StrategySpec, workload: WorkloadSpec) -> StrategySpec:
+def _with_chunk(draw: st.DrawFn, strategy: StrategySpec, workload: WorkloadSpec, must: Collection[str]) -> StrategySpec:
     """A chunk of at least one new token per sequence and SP rank of the largest micro-batch."""
-    if strategy.phase == "decode" or draw(st.booleans()):
+    if strategy.phase == "decode" or ("chunk" not in must and draw(st.booleans())):
         return strategy
     assert workload.batch is not None
     replica = -(-workload.batch // strategy.degree("dp"))
     sequences = -(-replica // strategy.microbatches)
-    tokens = draw(st.integers(max(1, strategy.degree("sp")), workload.input))
+    most = max(1, workload.input // 2) if "chunk" in must else workload.input
+    least = max(1, strategy.degree("sp"))
+    tokens = draw(st.integers(least, max(least, most)))
     return strategy.model_copy(update={"chunk": sequences * tokens})

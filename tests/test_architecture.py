@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each package may import those before it in this list (and itself).
 LAYERS = [
     "compiler.diagnostics",
+    "compiler.knowledge",
     "compiler.spec",
     "compiler.ir",
     "grammar",
@@ -24,6 +25,7 @@ LAYERS = [
     "passes",
     "compiler.emit",
     "compiler.driver",
+    "compiler.verification",
     "compiler.outputs",
     "compiler.cli",
 ]

@@ -1,7 +1,18 @@
 """From a spec to the logical graph of a phase."""
 
-from .graph import build_graph
-from .items import build_items
-from .mesh import mesh_of, phase_degrees, phase_mesh, pools_separate
+from .graph import build_graph, needs_transfer
+from .items import build_items, cache_tokens, decode_context
+from .mesh import mesh_of, phase_degrees, phase_mesh, pools_separate, two_layouts
 
-__all__ = ["build_graph", "build_items", "mesh_of", "phase_degrees", "phase_mesh", "pools_separate"]
+__all__ = [
+    "build_graph",
+    "build_items",
+    "cache_tokens",
+    "decode_context",
+    "mesh_of",
+    "needs_transfer",
+    "phase_degrees",
+    "phase_mesh",
+    "pools_separate",
+    "two_layouts",
+]

@@ -14,7 +14,7 @@ def add_attention(b: BlockBuilder, model: ModelSpec, phase: str, window: int | N
     b.module = "attention"
     x = b.norm("attn_norm", residual, "hidden", model.hidden)
     if model.attention.kind == "mla":
-        mixed = _attention_mla(b, model, phase, x, transfer)
+        mixed = _attention_mla(b, model, phase, x, window, transfer)
     else:
         mixed = _attention_heads(b, model, phase, x, window, transfer)
     heads, width = b.type(mixed).dims[2].size, b.type(mixed).dims[3].size
@@ -48,7 +48,7 @@ def _attention_heads(b: BlockBuilder, model: ModelSpec, phase: str, x: str, wind
     return b.attention(q, kv, heads=a.heads, v_dim=a.head_dim, scale=a.head_dim**-0.5, window=window, extra=sinks)
 
 
-def _attention_mla(b: BlockBuilder, model: ModelSpec, phase: str, x: str, transfer: bool) -> str:
+def _attention_mla(b: BlockBuilder, model: ModelSpec, phase: str, x: str, window: int | None, transfer: bool) -> str:
     a = model.attention
     assert a.kv_lora and a.nope_dim and a.rope_dim and a.v_dim
     latent, head_dim = a.kv_lora + a.rope_dim, a.nope_dim + a.rope_dim
@@ -65,7 +65,7 @@ def _attention_mla(b: BlockBuilder, model: ModelSpec, phase: str, x: str, transf
         q, compressed = b.linear("q_kv_a", x, down, ["q", "latent"], dtype)
     compressed = b.norm("kv_a_norm", compressed, "latent", a.kv_lora)
     q, compressed = b.rotary([q, compressed], a.rope_dim)
-    cache = _cache(b, model, [compressed], (("latent", latent),), None, phase=phase, transfer=transfer)
+    cache = _cache(b, model, [compressed], (("latent", latent),), window, phase=phase, transfer=transfer)
     uk = tensor(dtype, ("heads", a.heads), ("nope_dim", a.nope_dim), ("kv_lora", a.kv_lora))
     uv = tensor(dtype, ("heads", a.heads), ("v_dim", a.v_dim), ("kv_lora", a.kv_lora))
     scale = head_dim**-0.5
@@ -73,7 +73,7 @@ def _attention_mla(b: BlockBuilder, model: ModelSpec, phase: str, x: str, transf
         q = b.emit("q_absorb", "latent_absorb", [q], [("q_latent", _like(b.type(q), "latent", latent))],
                    [Param("uk", uk)])[0]  # fmt: skip
         wide = b.attention(
-            q, cache, heads=a.heads, v_dim=a.kv_lora, scale=scale, window=None, latent=True, width_name="kv_lora"
+            q, cache, heads=a.heads, v_dim=a.kv_lora, scale=scale, window=window, latent=True, width_name="kv_lora"
         )
         return b.emit("v_up", "latent_value", [wide], [("attn", _like(b.type(wide), "v_dim", a.v_dim))],
                       [Param("uv", uv)])[0]  # fmt: skip
@@ -85,7 +85,7 @@ def _attention_mla(b: BlockBuilder, model: ModelSpec, phase: str, x: str, transf
         "kv_up", "latent_expand", [cache], [("kv_full", expanded)],
         [Param("uk", _renamed(uk)), Param("uv", _renamed(uv))], constraints={"context": ()},
     )[0]  # fmt: skip
-    return b.attention(q, kv, heads=a.heads, v_dim=a.v_dim, scale=scale, window=None)
+    return b.attention(q, kv, heads=a.heads, v_dim=a.v_dim, scale=scale, window=window)
 
 
 def _cache(

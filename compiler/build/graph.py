@@ -55,10 +55,19 @@ def build_graph(spec: Spec, phase: Phase, name: str, steps: int = 1) -> Graph:
 
 
 def needs_transfer(spec: Spec) -> bool:
-    """Whether the KV cache moves between the phases: separate pools, or layouts that differ."""
+    """Whether the KV cache moves between the phases: separate pools, or caches that lie differently."""
     if len(spec.strategies) < 2:
         return False
-    return pools_separate(spec) or phase_degrees(spec, "prefill") != phase_degrees(spec, "decode")
+    return pools_separate(spec) or _cache_layout(spec, "prefill") != _cache_layout(spec, "decode")
+
+
+def _cache_layout(spec: Spec, phase: Phase) -> tuple[object, ...]:
+    """What decides where a phase keeps its KV cache; how experts lie does not."""
+    degrees, strategy = phase_degrees(spec, phase), spec.strategy(phase)
+    assert strategy is not None
+    pp = strategy.term("pp")
+    stages = pp.layers if pp else ()
+    return degrees.dp, degrees.pp, degrees.adp, degrees.sp, degrees.tp, strategy.placement, stages
 
 
 def _slots(model: ModelSpec, degrees: Degrees) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..ir.graph import Item
 from ..spec import Spec
 from ..spec.strategy import Phase, StrategySpec
+from .mesh import pools_separate
 
 
 def replica_batch(spec: Spec, strategy: StrategySpec) -> int:
@@ -41,6 +42,12 @@ def build_items(spec: Spec, phase: Phase) -> tuple[Item, ...]:
 def decode_context(spec: Spec) -> int:
     """Tokens per sequence after the first costed decode step: the prompt and half of the output."""
     return spec.workload.input + max(1, spec.workload.output // 2)
+
+
+def cache_tokens(spec: Spec, phase: Phase) -> int:
+    """Tokens per sequence that a phase's KV cache must hold: a prefill pool of its own keeps only the prompt."""
+    alone = phase == "prefill" and pools_separate(spec)
+    return spec.workload.input + (0 if alone else spec.workload.output)
 
 
 def _chunks(index: int, sequences: int, tokens: int, chunk: int | None) -> list[Item]:

@@ -57,6 +57,13 @@ def kv_replicas(model: ModelSpec, tp: int) -> int:
     return tp // model.attention.kv_heads
 
 
+def two_layouts(spec: Spec) -> bool:
+    """Whether the same GPUs hold the weights twice, because the phases lay them out differently."""
+    if len(spec.strategies) < 2 or pools_separate(spec):
+        return False
+    return phase_degrees(spec, "prefill") != phase_degrees(spec, "decode")
+
+
 def pools_separate(spec: Spec) -> bool:
     """Whether prefill and decode have GPUs of their own."""
     return len(spec.strategies) == 2 and any(s.pools == "separate" for s in spec.strategies)

@@ -16,7 +16,11 @@ import typer
 from ..diagnostics import DiagnosticError
 from ._common import OutputFormat, example, exit_code, report
 from .catalogue import accelerators_command, models_command
+from .check import check_command
 from .compile import compile_command
+from .explain import explain_command, rules_command
+from .fix import fix_command
+from .verify import verify_command
 
 __all__ = ["app", "main"]
 
@@ -49,6 +53,11 @@ def _root(
 
 
 app.command("compile", epilog=example("paradag compile ir_examples/llama-3.1-70b-tp8.strat -o out"))(compile_command)
+app.command("explain", epilog=example("paradag explain PD211"))(explain_command)
+app.command("rules", epilog=example("paradag rules --format json"))(rules_command)
+app.command("check", epilog=example("paradag check *.strat --format sarif > findings.sarif"))(check_command)
+app.command("fix", epilog=example("paradag fix model.strat --diff", "paradag fix model.strat --write"))(fix_command)
+app.command("verify", epilog=example("paradag verify ir_examples/mixtral-8x7b-ep4-tp2.strat"))(verify_command)
 app.command("accelerators", epilog=example("paradag accelerators --format json"))(accelerators_command)
 app.command("models", epilog=example("paradag models --format json"))(models_command)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..diagnostics import Diagnostic, DiagnosticError, Outcome, render_diagnostics
+from ..diagnostics import Diagnostic, DiagnosticError, Fix, Outcome, render_diagnostics
 
 UNREADABLE = frozenset({"PD001", "PD002", "PD003"})
 """Codes of files that cannot be read at all: they exit like a usage error."""
@@ -91,6 +91,17 @@ def diagnostic_json(diagnostic: Diagnostic) -> dict[str, Any]:
         "column": span.column if span else None,
         "help": diagnostic.help,
     }
+
+
+def fix_json(fix: Fix) -> dict[str, str]:
+    """A repair as machine output names its parts."""
+    return {"rule": fix.rule, "before": fix.before, "after": fix.after}
+
+
+def fix_line(fix: Fix) -> str:
+    """A repair as one line: ``fixed[PD211]: tp 6 -> tp 4``."""
+    before, after = (" ".join(text.split()) or "nothing" for text in (fix.before, fix.after))
+    return f"fixed[{fix.rule}]: `{before}` -> `{after}`"
 
 
 @contextmanager

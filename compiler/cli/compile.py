@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..diagnostics import Outcome
-from ._common import FormatOption, OutputFormat, diagnostic_json, report, reporting, write_json, write_table
+from ._common import (
+    FormatOption,
+    OutputFormat,
+    diagnostic_json,
+    fix_json,
+    fix_line,
+    report,
+    reporting,
+    write_json,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from ...passes.analysis import PhaseAnalysis
@@ -35,43 +45,37 @@ def compile_command(
         ),
     ] = None,
     expand: Annotated[str, typer.Option(help="Unfold drawings: layers, shards, ranks.", metavar="WHAT")] = "",
+    no_fix: Annotated[bool, typer.Option("--no-fix", help="Reject an illegal strategy, do not repair it.")] = False,
+    fix_workload: Annotated[
+        bool, typer.Option("--fix-workload", help="Reduce the batch where nothing else makes it fit.")
+    ] = False,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Compile a strategy into explicit prefill and decode DAGs, check them and say what they cost."""
+    options = {
+        "phase": phase,
+        "steps": steps,
+        "passes": passes or [],
+        "print_after": print_ir_after or [],
+        "fix": not no_fix,
+        "fix_workload": fix_workload,
+    }
     with reporting(output_format):
-        _compile(
-            file, output, _words(emit), phase, steps, passes or [], print_ir_after or [], _words(expand), output_format
-        )
+        _compile(file, output, _words(emit), _words(expand), options, output_format)
 
 
 def _compile(
-    file: Path,
-    output: Path,
-    emit: list[str],
-    phase: str,
-    steps: int,
-    passes: list[str],
-    print_after: list[str],
-    expand: list[str],
-    output_format: OutputFormat,
+    file: Path, output: Path, emit: list[str], expand: list[str], options: dict[str, Any], output_format: OutputFormat
 ) -> None:
     from ..driver import compile as compile_strategy
     from ..driver import load
     from ..outputs import write_outputs
 
-    if phase not in ("prefill", "decode", "all"):
+    if options["phase"] not in ("prefill", "decode", "all"):
         raise typer.BadParameter("give prefill, decode or all", param_hint="--phase")
     loaded = load(file)
     with reporting(output_format, loaded.texts):
-        compiled = compile_strategy(
-            loaded,
-            phase=phase,  # type: ignore[arg-type]
-            steps=steps,
-            passes=passes,
-            print_after=print_after,
-            expand_ranks="ranks" in expand,
-            name=file.stem,
-        )
+        compiled = compile_strategy(loaded, expand_ranks="ranks" in expand, name=file.stem, **options)
         written = write_outputs(compiled, output, emit, expand)
     if output_format is OutputFormat.JSON:
         write_json(_document(compiled, written))
@@ -104,6 +108,8 @@ def _print_text(compiled: Compiled, written: Written) -> None:
     rows = [(p, str(compiled.status), *summary_row(a)) for p, a in compiled.phases.items()]
     if rows:
         write_table(columns, rows, right=columns[2:9])
+    for fix in compiled.fixes:
+        typer.echo(fix_line(fix))
     for assumption in compiled.assumptions:
         typer.echo(f"assumed: {assumption.name} = {assumption.value} ({assumption.why})")
     typer.echo(f"{compiled.name}: {compiled.status}" + "".join(f"\n  {path}" for path in written.paths))
@@ -150,6 +156,7 @@ def _document(compiled: Compiled, written: Written) -> dict[str, Any]:
     return {
         "status": str(compiled.status),
         "diagnostics": [diagnostic_json(d) for d in (*compiled.diagnostics, *written.diagnostics)],
+        "fixes": [fix_json(f) for f in compiled.fixes],
         "assumptions": [{"name": a.name, "value": a.value, "why": a.why} for a in compiled.assumptions],
         "phases": phases,
         "ir": {f"{phase}.{name}": text for (phase, name), text in compiled.dumps.items()},

@@ -61,6 +61,15 @@ class Diagnostic:
         return self.severity is Severity.ERROR
 
 
+@dataclass(frozen=True)
+class Fix:
+    """A repair that was made: by which rule, and the text before and after."""
+
+    rule: str
+    before: str
+    after: str
+
+
 class DiagnosticError(Exception):
     """Raised where a computation cannot go on; carries every diagnostic known by then.
 

@@ -141,6 +141,14 @@ class TensorRow(TypedDict):
 
 
 @with_config(_STRICT)
+class PeerRow(TypedDict):
+    """A rank at the other end of a KV transfer, and the bytes that go there or come from there."""
+
+    device: Index
+    bytes: Quantity
+
+
+@with_config(_STRICT)
 class NodeHead(TypedDict):
     """What a row says of the node itself."""
 
@@ -156,6 +164,12 @@ class NodeHead(TypedDict):
     coords: Annotated[dict[str, Index], Field(description="step, microbatch, chunk, and the axes it is expanded over.")]
     group: Annotated[tuple[str, ...], Field(description="Axes that the collective, or else the device group, spans.")]
     devices: Annotated[tuple[Index, ...], Field(min_length=1, description="Ranks of replica 0.")]
+    peers: NotRequired[
+        Annotated[
+            tuple[PeerRow, ...],
+            Field(description="KVTransfer: ranks that `devices` send to or receive from, ascending."),
+        ]
+    ]
 
 
 @with_config(_STRICT)

@@ -14,14 +14,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from ...passes.analysis import PhaseAnalysis
+from ...passes.analysis import PhaseAnalysis, Route, TransferPlan
 from ...passes.compiled import Compiled
 from ..cost import BOUNDS
 from ..ir.graph import Block, Node, Phase
 from ..ir.ops import CostClass, operator
 from ..ir.unrolled import EDGE_KINDS
 from ._files import replacing
-from ._numbers import number
+from ._numbers import number, plain
 from ._shards import atom_coordinates, axis_words, device_groups, local_tensor, named_coordinates
 from .document import Header, build_header, header_fields
 
@@ -45,7 +45,7 @@ def write_json(compiled: Compiled, phase: Phase, path: Path) -> None:
             write_document(file, header, (), ())
         else:
             flat = analysis.flat
-            write_document(file, header, node_rows(analysis), edge_rows(*flat.edges(), flat.kinds))
+            write_document(file, header, node_rows(analysis, compiled.transfer), edge_rows(*flat.edges(), flat.kinds))
 
 
 def write_document(file: BinaryIO, header: Header, nodes: Iterable[bytes], edges: Iterable[bytes]) -> None:
@@ -78,10 +78,10 @@ def edge_rows(sources: NDArray[np.int32], targets: NDArray[np.int32], kinds: NDA
         yield b",\n".join([b'{"source":%d,"target":%d%b' % (s, t, endings[k]) for s, t, k in columns])
 
 
-def node_rows(analysis: PhaseAnalysis) -> Iterator[bytes]:
-    """Nodes as JSON rows, one call at a time, in the order of their ids."""
+def node_rows(analysis: PhaseAnalysis, plan: TransferPlan | None = None) -> Iterator[bytes]:
+    """Nodes as JSON rows, one call at a time, in the order of their ids; ``plan`` names the peers of KV transfers."""
     flat, calls = analysis.flat, analysis.flat.unrolled
-    shards = _ShardParts(analysis)
+    shards = _ShardParts(analysis, plan)
     heads = [_head(block, node, analysis.graph.phase) for block, node in calls.templates]
     items = [(i.microbatch, i.chunk) for i in analysis.graph.items]
     names = ("template", "step", "item", "layer", "stage")
@@ -97,7 +97,7 @@ def node_rows(analysis: PhaseAnalysis) -> Iterator[bytes]:
             step,
             *items[item],
         )
-        parts = shards.of(template, stage, step, item)
+        parts = shards.of(template, stage, step, item, layer if transfer else -1)
         yield b",\n".join([b'{"id":%d%b%b%b' % (i, begin, p, cost) for i, p in enumerate(parts, first[call])])
 
 
@@ -156,10 +156,11 @@ def _cost_parts(analysis: PhaseAnalysis) -> Iterator[bytes]:
 
 
 class _ShardParts:
-    """The part of a row that depends on the shard: its coordinates, devices and tensors."""
+    """The part of a row that depends on the shard: its coordinates, devices, peers and tensors."""
 
-    def __init__(self, analysis: PhaseAnalysis) -> None:
+    def __init__(self, analysis: PhaseAnalysis, plan: TransferPlan | None) -> None:
         self.analysis = analysis
+        self.plan = plan
         self.mesh = analysis.graph.mesh
         self.extents = {name: np.asarray(v).tolist() for name, v in analysis.graph.extents().items()}
         self.devices: dict[tuple[tuple[str, ...], int], list[bytes]] = {}
@@ -167,12 +168,17 @@ class _ShardParts:
         self.size = 0
         self.needs = [_extents_needed(b, n) for b, n in analysis.flat.unrolled.templates]
 
-    def of(self, template: int, stage: int, step: int, item: int) -> list[bytes]:
-        """One fragment per shard. Calls whose tensors have the same sizes share them."""
+    def of(self, template: int, stage: int, step: int, item: int, moving: int = -1) -> list[bytes]:
+        """One fragment per shard. Calls whose tensors have the same sizes share them.
+
+        A KV transfer names in ``moving`` the layer whose cache it moves; layers and items that move alike share too.
+        """
         sizes = {name: self.extents[name][step][item] if name in self.needs[template] else 0 for name in self.extents}
-        key = (template, stage, *sizes.values())
+        route = self.plan.of_layer.get(moving) if self.plan else None
+        microbatch = self.analysis.graph.items[item].microbatch
+        key = (template, stage, *sizes.values(), *((route.layers[0], microbatch) if route else ()))
         if key not in self.parts:
-            made = self._make(template, stage, sizes)
+            made = self._make(template, stage, sizes, route, microbatch)
             self.size += sum(map(len, made))
             if self.size > _CACHE_BYTES:
                 self.parts.clear()
@@ -180,7 +186,9 @@ class _ShardParts:
             self.parts[key] = made
         return self.parts[key]
 
-    def _make(self, template: int, stage: int, sizes: dict[str, int]) -> list[bytes]:
+    def _make(
+        self, template: int, stage: int, sizes: dict[str, int], route: Route | None, microbatch: int
+    ) -> list[bytes]:
         node = self.analysis.flat.unrolled.templates[template][1]
         expanded = self.analysis.flat.expanded[template]
         named = named_coordinates(self.mesh, expanded, node.view)
@@ -190,10 +198,20 @@ class _ShardParts:
         experts = node.view == "expert"
         group = orjson.dumps(axis_words(self.mesh, group_axes(self.analysis, template), experts=experts))
         devices = self._devices(expanded, stage)
+        peers = [b""] * len(devices) if route is None else self._peers(expanded, stage, route, microbatch)
         tensors, which = self._tensors(template, sizes)
         return [
-            b'%b},"group":%b,"devices":%b,%b' % (c, group, d, tensors[w])
-            for c, d, w in zip(coords, devices, which, strict=True)
+            b'%b},"group":%b,"devices":%b%b,%b' % (c, group, d, p, tensors[w])
+            for c, d, p, w in zip(coords, devices, peers, which, strict=True)
+        ]
+
+    def _peers(self, expanded: tuple[str, ...], stage: int, route: Route, microbatch: int) -> list[bytes]:
+        """Whom the ranks of each shard exchange a layer's cache with, and how many bytes."""
+        phase = self.analysis.graph.phase
+        found = (route.peers(phase, microbatch, group) for group in device_groups(self.mesh, expanded, stage).tolist())
+        return [
+            b',"peers":%b' % orjson.dumps([{"device": d, "bytes": plain(size)} for d, size in peers.items()])
+            for peers in found
         ]
 
     def _devices(self, expanded: tuple[str, ...], stage: int) -> list[bytes]:

@@ -208,6 +208,9 @@ class _Reader:
             self._find("PD015", f"{place}.id is {head['id']}", expected=f"{count}: ids count the rows from 0")
         if len(set(head["devices"])) < len(head["devices"]):
             self._find("PD012", f"{place}.devices names a rank twice")
+        peers = [peer["device"] for peer in head.get("peers", ())]
+        if len(set(peers)) < len(peers):
+            self._find("PD012", f"{place}.peers names a rank twice")
         if header is not None and head["phase"] != header.phase:
             self._find("PD010", f"{place}.phase is {head['phase']}", expected=f"{header.phase}, the document's phase")
 
@@ -238,7 +241,8 @@ class _Reader:
         source, target = table[:, 0], table[:, 1]
         for index in np.flatnonzero((source >= target) | (target >= nodes)):
             message = f"edges[{index}] goes from {source[index]} to {target[index]}"
-            self._find("PD015", message, f"source < target < {nodes}, the number of nodes", edge=int(index))
+            code = "PD423" if max(source[index], target[index]) >= nodes else "PD015"
+            self._find(code, message, f"source < target < {nodes}, the number of nodes", edge=int(index))
         pairs = source.astype(np.int64) << 32 | target
         _, first = np.unique(pairs, return_index=True)
         for index in np.setdiff1d(np.arange(len(pairs)), first):

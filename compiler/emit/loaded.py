@@ -32,7 +32,7 @@ class Interner:
 
     def add(self, value: Any) -> bool:
         """Append a value; whether it is a new one."""
-        key = tuple(value.items()) if isinstance(value, dict) else value
+        key = _hashable(value)
         code = self._known.setdefault(key, len(self.values))
         self.codes.append(code)
         if code < len(self.values):
@@ -42,6 +42,16 @@ class Interner:
 
     def table(self) -> Interned:
         return Interned(tuple(self.values), np.array(self.codes, dtype=np.int32))
+
+
+def _hashable(value: Any) -> Hashable:
+    """A key of a value of a row: a scalar, a dictionary of scalars, or a tuple of either."""
+    if isinstance(value, dict):
+        return tuple(value.items())
+    if isinstance(value, tuple) and value and isinstance(value[0], dict):
+        return tuple(tuple(part.items()) for part in value)
+    key: Hashable = value
+    return key
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +90,12 @@ class Nodes:
         coords: Coordinates by axis.
         group: Axes of the device group or collective.
         devices: Ranks.
+        peers: Ranks at the other end of a KV transfer with their bytes, or None.
         detail: Inputs, outputs, weights, flops, bytes, time_s and bound.
     """
 
     TABLES: ClassVar[tuple[str, ...]] = (
-        "op", "name", "kind", "module", "phase", "transfer", "coords", "group", "devices", "detail",
+        "op", "name", "kind", "module", "phase", "transfer", "coords", "group", "devices", "peers", "detail",
     )  # fmt: skip
 
     stage: Codes
@@ -98,6 +109,7 @@ class Nodes:
     coords: Interned
     group: Interned
     devices: Interned
+    peers: Interned
     detail: Interned
 
     def __len__(self) -> int:
@@ -124,7 +136,7 @@ class Nodes:
         """
         if not 0 <= node < len(self):
             raise IndexError(node)
-        layer, transfer = int(self.layer[node]), self.transfer[node]
+        layer, transfer, peers = int(self.layer[node]), self.transfer[node], self.peers[node]
         return {
             "id": node,
             **{key: getattr(self, key)[node] for key in ("op", "name", "kind", "module", "phase")},
@@ -132,6 +144,7 @@ class Nodes:
             "layer": None if layer < 0 else layer,
             **({} if transfer is None else {"transfer": transfer}),
             **{key: getattr(self, key)[node] for key in ("coords", "group", "devices")},
+            **({} if peers is None else {"peers": peers}),
             **self.detail[node],
         }
 
@@ -186,4 +199,7 @@ class LoadedGraph:
 
 
 def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {key: plain(row[key]) for key in ("flops", "bytes", "time_s")}
+    figures: dict[str, Any] = {key: plain(row[key]) for key in ("flops", "bytes", "time_s")}
+    if "peers" in row:
+        figures["peers"] = [peer | {"bytes": plain(peer["bytes"])} for peer in row["peers"]]
+    return row | figures

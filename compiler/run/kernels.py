@@ -36,14 +36,14 @@ def run_node(
     rule = rule or operator(node)
     results: list[Shards] = [[] for _ in node.outputs]
     for rank, at in enumerate(coordinates(mesh)):
-        shard = Shard(node, _starts(node, input_types, at, mesh, extents))
+        shard = Shard(node, starts_of(node, input_types, at, mesh, extents))
         values = rule.kernel(shard, [x[rank] for x in inputs], {name: p[rank] for name, p in params.items()})
         for result, value, output in zip(results, values, node.outputs, strict=True):
-            result.append(_pad_rows(value, output.type, mesh, extents))
+            result.append(pad_rows(value, output.type, mesh, extents))
     return results
 
 
-def _starts(
+def starts_of(
     node: Node,
     input_types: Sequence[TensorType],
     at: Mapping[str, int],
@@ -59,7 +59,7 @@ def _starts(
     return starts
 
 
-def _pad_rows(value: np.ndarray, t: TensorType, mesh: Mesh, extents: Mapping[str, Number]) -> np.ndarray:
+def pad_rows(value: np.ndarray, t: TensorType, mesh: Mesh, extents: Mapping[str, Number]) -> np.ndarray:
     """Routing groups of unequal size get empty rows up to the size of the largest."""
     missing = [
         int(d.size.value(extents, mesh)) - have if isinstance(d.size, Extent) and d.size.kind == "rows" else 0

@@ -32,11 +32,12 @@ def coordinates(mesh: Mesh) -> list[dict[str, int]]:
 
 def local_slices(t: TensorType, at: Mapping[str, int], mesh: Mesh, extents: Mapping[str, Number]) -> tuple[slice, ...]:
     """The part of each dimension that the rank with coordinates ``at`` holds: nested ceiling chunks."""
-    bounds = (
-        chunk_bounds(int(d.value(extents, mesh)), ((mesh.size((a,)), at[a]) for a in axes))
+    return tuple(
+        slice(*chunk_bounds(int(d.value(extents, mesh)), ((mesh.size((a,)), at[a]) for a in axes)))
+        if axes
+        else slice(0, int(d.value(extents, mesh)))
         for d, axes in zip(t.dims, t.placement.shards, strict=True)
     )
-    return tuple(slice(low, high) for low, high in bounds)
 
 
 def cut(

@@ -5,6 +5,7 @@ from .critical_path import CriticalPath, critical_path
 from .flatten import expanded_axes, flatten
 from .memory import Memory, MemoryReport, analyse_memory
 from .phase import PhaseAnalysis, analyse_phase, time_by_bound
+from .transfer import Route, TransferPlan, plan_transfer
 from .unroll import unroll
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "Memory",
     "MemoryReport",
     "PhaseAnalysis",
+    "Route",
     "Traffic",
+    "TransferPlan",
     "analyse_communication",
     "analyse_memory",
     "analyse_phase",
@@ -20,6 +23,7 @@ __all__ = [
     "critical_path",
     "expanded_axes",
     "flatten",
+    "plan_transfer",
     "time_by_bound",
     "unroll",
 ]

@@ -11,6 +11,7 @@ from ...compiler.cost import Hardware, NodeCost
 from ...compiler.cost.network import ranks_in_domain
 from ...compiler.ir.graph import Graph, Node
 from ...compiler.ir.ops import CostClass, operator
+from .transfer import SendCost
 from .unroll import node_mask
 
 
@@ -36,9 +37,20 @@ class Traffic:
 
 
 def analyse_communication(
-    graph: Graph, costs: Mapping[tuple[str, str], NodeCost], hardware: Hardware
+    graph: Graph,
+    costs: Mapping[tuple[str, str], NodeCost],
+    hardware: Hardware,
+    sends: Mapping[tuple[str, str], SendCost] | None = None,
 ) -> tuple[Traffic, ...]:
-    """Traffic of a lowered graph, one row per operator, axes and link, in a stable order."""
+    """Traffic of a lowered graph, one row per operator, axes and link, in a stable order.
+
+    Args:
+        graph: The graph.
+        costs: Cost of each (block, node).
+        hardware: The links.
+        sends: KV sends whose transfer is planned: their ranks need not send equally much.
+    """
+    planned = sends or {}
     rows: dict[tuple[str, str, str], list[float]] = {}
     for block, node in graph.nodes():
         if operator(node).cost_class is not CostClass.NETWORK or node.op in ("recv", "kv_recv"):
@@ -47,10 +59,13 @@ def analyse_communication(
         repetitions = max(1, len(block.layers))
         shape = (graph.steps, len(graph.items), repetitions)
         mask = np.broadcast_to(node_mask(graph, node)[..., None], shape)
-        sent = float(np.where(mask, cost.wire_bytes, 0).sum()) * graph.mesh.stage_ranks
+        send = planned.get((block.name, node.name))
+        each = cost.wire_bytes * graph.mesh.stage_ranks if send is None else send.total
+        sent = float(np.where(mask, each, 0).sum())
         # A layer's ranks are one stage's: seconds add up over a stage's own layers only.
         seconds = float(np.where(mask, cost.time, 0).sum())
-        row = rows.setdefault((operator(node).public, _axes(graph, node), _link(graph, node, hardware)), [0.0, 0.0, 0])
+        link = send.link if send else _link(graph, node, hardware)
+        row = rows.setdefault((operator(node).public, _axes(graph, node), link), [0.0, 0.0, 0])
         row[0] += sent
         row[1] += seconds
         row[2] += int(mask.sum())

@@ -13,6 +13,7 @@ from .critical_path import CriticalPath, critical_path, seconds_by_bound
 from .flatten import flatten
 from .memory import MemoryReport, analyse_memory
 from .stage_times import prefill_seconds, step_interval
+from .transfer import TransferPlan, send_costs
 from .unroll import unroll
 
 
@@ -50,7 +51,13 @@ class PhaseAnalysis:
 
 
 def analyse_phase(
-    graph: Graph, hardware: Hardware, context: int, *, other_weights: float = 0.0, expand_ranks: bool = False
+    graph: Graph,
+    hardware: Hardware,
+    context: int,
+    *,
+    other_weights: float = 0.0,
+    expand_ranks: bool = False,
+    transfer: TransferPlan | None = None,
 ) -> PhaseAnalysis:
     """Costs, flat graph, critical path, memory and communication of a lowered graph.
 
@@ -60,8 +67,10 @@ def analyse_phase(
         context: Tokens per sequence that the KV cache must hold.
         other_weights: Weights of the other phase on the same GPUs, bytes.
         expand_ranks: Split compute nodes over tp and etp too.
+        transfer: What the KV sends of prefill really move; without it they count all that a rank holds.
     """
-    costs = node_costs(graph, hardware)
+    sends = send_costs(transfer, graph, hardware) if transfer else {}
+    costs = node_costs(graph, hardware) | {key: send.cost for key, send in sends.items()}
     flat = flatten(unroll(graph), costs, expand_ranks=expand_ranks)
     latency = prefill_seconds(graph, costs) if graph.phase == "prefill" else step_interval(graph, costs)
     return PhaseAnalysis(
@@ -71,7 +80,7 @@ def analyse_phase(
         flat=flat,
         critical=critical_path(flat),
         memory=analyse_memory(graph, hardware.memory, context, other_weights=other_weights),
-        traffic=analyse_communication(graph, costs, hardware),
+        traffic=analyse_communication(graph, costs, hardware, sends),
         latency=latency,
     )
 

@@ -45,7 +45,9 @@ def given_twice(case: Case) -> Iterator[Finding]:
     """Each dimension stands once in the chain."""
     first: dict[str, ChainTerm] = {}
     for index, term in enumerate(case.strategy.chain):
-        if first.setdefault(term.name, term) is not term:
+        known = term.name in first
+        first.setdefault(term.name, term)
+        if known:
             yield Finding(
                 f"`{term.name}` given twice",
                 _at(index, term),

@@ -73,7 +73,11 @@ def _check_node(
 ) -> Iterator[Diagnostic]:
     wrong = False
     for value, have, want in zip(node.inputs, given, inferred.wants, strict=True):
-        if have.placement != want:
+        if len(want.shards) != len(have.dims):
+            wrong = True
+            shown = describe(have, graph.mesh)
+            yield finding("PD403", block, node, f"`{value}` is {shown}", f"{len(want.shards)} dimensions")
+        elif have.placement != want:
             wrong = True
             yield mismatch(graph, block, value, want, node)
     if not wrong:

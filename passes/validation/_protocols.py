@@ -48,7 +48,7 @@ def _versions(block: Block, writes: dict[str, Node]) -> Iterator[Diagnostic]:
         before = node.inputs[0] if node.inputs else ""
         first = taken.setdefault(before, node)
         if first is not node:
-            yield finding("PD411", block, node, f"`{before}` is written by `{first.name}` already", "one writer")
+            yield finding("PD428", block, node, f"`{before}` is written by `{first.name}` already", "one writer")
         if sources.get(before) != value:
             yield finding(
                 "PD411",

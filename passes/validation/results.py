@@ -8,8 +8,16 @@ from ...compiler.diagnostics import Diagnostic
 from ...compiler.ir.graph import Phase
 from ...compiler.spec import LoadedSpec
 from ..analysis import PhaseAnalysis
+from ._advice_rules import advice_findings
 
 _GB = 1e9
+
+
+def result_findings(loaded: LoadedSpec, phases: Mapping[Phase, PhaseAnalysis]) -> tuple[Diagnostic, ...]:
+    """All findings on the results of a compilation; advice only on one that fits into memory."""
+    memory = tuple(memory_findings(loaded, phases))
+    advice = () if memory else tuple(advice_findings(loaded, phases))
+    return (*memory, *requirement_findings(loaded, phases), *advice)
 
 
 def memory_findings(loaded: LoadedSpec, phases: Mapping[Phase, PhaseAnalysis]) -> Iterator[Diagnostic]:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from ...compiler.diagnostics import Diagnostic
 from ...compiler.spec import LoadedSpec
 from . import _chain_rules as chain
+from . import _figure_rules as figures
 from . import _law_rules as law
+from . import _pool_rules as pools
 from . import _spec_rules as whole
 from . import _work_rules as work
 from ._case import Case, Rule
@@ -38,14 +40,23 @@ PHASE_RULES: tuple[Rule, ...] = (
     Rule("PD220", work.chunk_too_small, unless=frozenset({"PD218"})),
     Rule("PD306", work.too_many_items, unless=frozenset({"PD218", "PD220"})),
     Rule("PD222", law.dense_attention_dp, unless=_LAW),
+    Rule("PD225", pools.redundant_without_ep),
+    Rule("PD228", pools.latent_replicated, unless=_LAW | {"PD211"}),
     Rule("PD305", law.spans_slow_link, unless=_LAW | {"PD206", "PD211", "PD212", "PD223"}),
 )
 """Rules on one phase, in the order in which they are told."""
 
 SPEC_RULES: tuple[whole.SpecRule, ...] = (
+    whole.SpecRule("PD102", figures.claim_against_dimensions),
+    whole.SpecRule("PD103", figures.assumption_made),
+    whole.SpecRule("PD107", figures.beyond_peak),
+    whole.SpecRule("PD108", figures.sparse_peak),
+    whole.SpecRule("PD109", figures.link_missing, unless=_LAW),
     whole.SpecRule("PD104", whole.phase_without_strategy),
     whole.SpecRule("PD105", whole.workload_incomplete),
     whole.SpecRule("PD106", whole.context_too_long),
+    whole.SpecRule("PD226", pools.pipelined_decode_pool, unless=_LAW),
+    whole.SpecRule("PD227", pools.replicated_heads_between_pools, unless=_LAW | {"PD211", "PD212"}),
     whole.SpecRule("PD207", whole.too_many_gpus, unless=_LAW),
     whole.SpecRule("PD208", whole.gpus_left_unused, unless=_LAW | {"PD207"}),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paradag import compile as compile_strategy
 from paradag.compiler.diagnostics import Diagnostic, DiagnosticError
-from paradag.compiler.emit import document_schema, write_json
+from paradag.compiler.emit import document_schema, load_json, write_json
 from paradag.compiler.emit.document import schema_text
 from paradag.compiler.ir.graph import Phase
 from paradag.compiler.ir.unrolled import EDGE_KINDS
@@ -265,3 +267,29 @@ def test_kv_transfers_pair_over_the_two_documents(tmp_path: Path) -> None:
     ranks = {phase: {d for n in document["nodes"] for d in n["devices"]} for phase, document in documents.items()}
     assert ranks == {"prefill": {0, 1}, "decode": {2, 3, 4, 5}}
     assert all("transfer" not in n for n in documents["decode"]["nodes"] if n["op"] != "KVTransfer")
+
+
+def test_the_peers_of_kv_transfers_name_each_other_in_both_documents(tmp_path: Path) -> None:
+    """What a layer's sends say goes to a rank is what that rank's receives say comes; documents load back with it."""
+    prefill = tiny_spec("prefill", term("sp", 2), term("tp", 2), layers=2, pools="separate", microbatches=2)
+    decode = tiny_spec("decode", term("tp", 4), layers=2, pools="separate")
+    spec = prefill.model_copy(update={"strategies": (*prefill.strategies, *decode.strategies)})
+    compiled = compile_strategy(spec, name="small")
+    ends: dict[str, set[tuple[str, int]]] = {}
+    sums = {}
+    for phase in ("prefill", "decode"):
+        write_json(compiled, phase, tmp_path / phase)
+        data = (tmp_path / phase).read_bytes()
+        assert load_json(data).to_json() == data
+        nodes = json.loads(data)["nodes"]
+        assert all(("peers" in n) == (n["op"] == "KVTransfer") for n in nodes)
+        transfers = [n for n in nodes if n["op"] == "KVTransfer"]
+        sums[phase] = sum(p["bytes"] for n in transfers for p in n["peers"])
+        ends[phase] = {
+            (n["transfer"], rank)
+            for n in transfers
+            for rank in ([p["device"] for p in n["peers"]] if phase == "prefill" else n["devices"])
+        }
+    # Two KV heads of 8 numbers, 4 sequences of 6 tokens, 2 layers, bf16; tp 4 holds each head twice.
+    assert sums["prefill"] == sums["decode"] == 2 * (4 * 6 * 2 * 8 * 2) * 2
+    assert ends["prefill"] == ends["decode"] == set(product(("kv.0", "kv.1"), range(4, 8)))

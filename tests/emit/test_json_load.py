@@ -147,8 +147,8 @@ FAULTS = [
     (("nodes", 3, "outputs", 0, "dims"), {"batch": 1.5}, ["PD010"]),
     (("nodes", 3, "outputs", 0, "dtype"), ..., ["PD013"]),
     (("edges", 2, "kind"), "magic", ["PD010"]),
-    (("edges", 2, "source"), 10**6, ["PD015"]),
-    (("edges", 2, "target"), 10**6, ["PD015"]),
+    (("edges", 2, "source"), 10**6, ["PD423"]),
+    (("edges", 2, "target"), 10**6, ["PD423"]),
     (("edges", 2, "target"), ..., ["PD013"]),
 ]
 

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import paradag
+from paradag.compiler.diagnostics import CODES
 
 ROOT = Path(__file__).parents[2]
 CODE = ("compiler", "grammar", "passes")
@@ -32,6 +33,7 @@ PROBE = """
 import json, sys
 from importlib.resources import files
 import paradag
+from paradag.compiler.diagnostics import CODES
 from paradag.compiler.spec.catalog import accelerator_names, model_names
 print(json.dumps({
     "file": paradag.__file__,
@@ -40,6 +42,7 @@ print(json.dumps({
     "models": len(model_names()),
     "grammar": files("paradag.grammar").joinpath("strat.lark").is_file(),
     "examples": sum(f.name.endswith(".strat") for f in files("paradag").joinpath("ir_examples").iterdir()),
+    "rules": len(CODES),
     "typed": files("paradag").joinpath("py.typed").is_file(),
 }))
 """
@@ -56,7 +59,8 @@ def code_files(root: Path) -> Iterator[PurePosixPath]:
 def expected_files(root: Path) -> set[str]:
     """What an installation must hold of the tree below ``root``."""
     examples = (PurePosixPath(EXAMPLES, path.name) for path in (root / EXAMPLES).glob("*.strat"))
-    files = {PurePosixPath("__init__.py"), PurePosixPath("py.typed"), *code_files(root), *examples}
+    knowledge = (PurePosixPath(p.relative_to(root).as_posix()) for p in (root / "docs" / "knowledge").rglob("*.md"))
+    files = {PurePosixPath("__init__.py"), PurePosixPath("py.typed"), *code_files(root), *examples, *knowledge}
     return {f"paradag/{path}" for path in files}
 
 
@@ -150,6 +154,7 @@ def assert_complete(found: dict[str, object], inside: Path) -> None:
     assert found["version"] == paradag.__version__
     assert (found["accelerators"], found["grammar"], found["typed"]) == (24, True, True)
     assert found["models"]
+    assert found["rules"] == len(CODES)
     assert found["examples"] == examples
 
 

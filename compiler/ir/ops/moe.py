@@ -29,7 +29,7 @@ class Router(Operator):
     ``[batch, seq, hidden] -> [batch, seq, 2, top_k]``. The result holds expert indices and weights. ``router`` is
     ``softmax`` (softmax, top-k, renormalise: Mixtral, Qwen3-MoE), ``topk_softmax`` (top-k, then softmax: gpt-oss) or
     ``sigmoid`` (DeepSeek-V3: correction bias for the choice only, groups scored by their two best, uncorrected
-    weights, renormalised and scaled).
+    weights, renormalised). All weights are scaled by ``scale``.
     """
 
     name = "router"
@@ -51,7 +51,7 @@ class Router(Operator):
         k = attrs["top_k"]
         if attrs["router"] == "topk_softmax":
             index = _top(logits, k)
-            weight = _softmax(np.take_along_axis(logits, index, -1))
+            weight = _softmax(np.take_along_axis(logits, index, -1)) * attrs.get("scale", 1.0)
             return [np.stack([index.astype(weight.dtype), weight], axis=2)]
         scores = _softmax(logits) if attrs["router"] == "softmax" else 1 / (1 + np.exp(-logits))
         corrected = scores + params["correction"] if "correction" in params else scores
@@ -137,7 +137,7 @@ class Route(Operator):
 
 def _visits(index: Array, experts: int, slots: int) -> Array:
     """[tokens, slots]: 1 where the token visits the slot."""
-    copies = [[s for s in range(slots) if s % experts == e] for e in range(experts)]
+    copies = [range(e, slots, experts) for e in range(experts)]
     visits = np.zeros((len(index), slots))
     for row, chosen in enumerate(index.astype(int)):
         for expert in chosen:

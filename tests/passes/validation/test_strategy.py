@@ -94,10 +94,31 @@ RULES = [
     ("PD305", "pp 2 -> tp 8 placement tp sp adp pp", "pp 2 -> tp 8", {}, "`tp` is innermost"),
     ("PD306", "chunk 1", "chunk 512", {"workload": "batch 1 input 200000 tokens"}, "200,000 trips"),
     ("PD104", "tp 2", BOTH.format("tp 2", "tp 2"), {}, "decode has no strategy"),
+    ("PD225", "ep 1 { redundant 8 }", "ep 8 { redundant 8 }", {"model": MOE}, "remove `redundant 8`"),
+    ("PD226", BOTH.format("tp 2 pools separate", "pp 2"), BOTH.format("pp 2", "pp 2"), {}, "2 pipeline stages"),
+    ("PD227", BOTH.format("tp 8 pools separate", "tp 2"), BOTH.format("tp 4 pools separate", "tp 2"), {}, "TP 8 and 2"),
+    ("PD227", BOTH.format("tp 8 pools separate", "tp 2"), BOTH.format("tp 8", "tp 2"), {}, "`tp 4` in both"),
+    ("PD228", "strategy decode { tp 2 }", "strategy prefill { tp 2 }", {"model": MLA}, "held 2 times"),
 ]
+
+FULL = DENSE.replace("hidden 1024", "hidden 1024 dtype bf16 kv_dtype bf16")
+CHIP = '"{}" {{ compute {} TFLOPS bf16 memory 80 GB bandwidth 3 TB/s }} link scale_up {{ bandwidth {} GB/s }}'
+OUT = " link scale_out { bandwidth 50 GB/s }"
 
 # code, illegal and legal parts of a file around the strategy `tp 16`
 SURROUNDINGS = [
+    ("PD102", {"model": FULL.replace("kv_dtype", "weights 1 B kv_dtype")}, {"model": FULL}),
+    ("PD103", {"model": FULL.replace("kv_dtype bf16", "")}, {"model": FULL}),
+    (
+        "PD107",
+        {"accelerator": "h100_sxm link scale_up { bandwidth 900 GB/s }"},
+        {"accelerator": "h100_sxm link scale_up { bandwidth 450 GB/s }"},
+    ),
+    ("PD107", {"accelerator": CHIP.format("H100", 9000, 450)}, {"accelerator": CHIP.format("H100", 1979, 450)}),
+    ("PD107", {"accelerator": CHIP.format("npu", 99999, 450)}, {"accelerator": CHIP.format("npu", 2000, 450)}),
+    ("PD108", {"accelerator": CHIP.format("H100 SXM", 1979, 450)}, {"accelerator": CHIP.format("H100 SXM", 989, 450)}),
+    ("PD108", {"accelerator": CHIP.format("H100 SXM", 1979, 450)}, {"accelerator": CHIP.format("npu", 1979, 450)}),
+    ("PD109", {"accelerator": CHIP.format("npu", 400, 200)}, {"accelerator": CHIP.format("npu", 400, 200) + OUT}),
     ("PD105", {"workload": "input 512 tokens"}, {"workload": "batch 1 input 512 tokens"}),
     (
         "PD106",
@@ -179,8 +200,8 @@ def test_choices_in_the_help_are_legal() -> None:
 
 
 def test_degrees_of_one_are_absent() -> None:
-    assert not codes("strategy { dp 1 -> pp 1 -> sp 1 -> ep 1 -> tp 1 }") - {"PD208"}
-    assert not codes("strategy { }")
+    assert not codes("strategy { dp 1 -> pp 1 -> sp 1 -> ep 1 -> tp 1 }") - {"PD103", "PD208"}
+    assert not codes("strategy { }") - {"PD103"}
 
 
 def test_huge_degrees_end_quickly() -> None:

@@ -213,7 +213,7 @@ DAMAGE: list[tuple[str, list[Graph], Callable[[Graph], Graph], str, str]] = [
         "PD411",
         "`kv_read`",
     ),
-    ("two writers of a KV version", WINDOWS, _second_writer, "PD411", "`rewrite`"),
+    ("two writers of a KV version", WINDOWS, _second_writer, "PD428", "`rewrite`"),
     ("KV version not carried on", WINDOWS, lambda g: _carry(g, S, "kv_before"), "PD411", "`kv_write`"),
     (
         "attention on the cache itself",
