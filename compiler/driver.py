@@ -19,7 +19,7 @@ from ..passes.validation.fixes import Fixed, as_repaired, fix_spec, over_memory
 from ..passes.validation.results import result_findings
 from .build import build_graph, cache_tokens, decode_context, needs_transfer, two_layouts
 from .cost import Hardware, resolve_hardware
-from .diagnostics import Diagnostic, DiagnosticError, Outcome
+from .diagnostics import Diagnostic, DiagnosticError, Fix, Outcome
 from .ir.graph import LEVELS, Graph, Phase
 from .spec import Assumption, LoadedSpec, Spec
 
@@ -95,7 +95,7 @@ def compile(
         result = Compiled(stem, checked.spec, Outcome.REJECTED, diagnostics, (), spec.assumptions, texts=spec.texts)
         if any(d.is_error for d in diagnostics):
             return result
-        return _compile_phases(result, checked, phase, steps, scheduled, dumped, expand_ranks)
+        return _compile_phases(result, checked, phase, steps, scheduled, dumped, expand_ranks, repairs=fix)
 
     result = attempt(loaded)
     if not fix or result.status is not Outcome.REJECTED or _steps_findings(steps):
@@ -107,7 +107,8 @@ def compile(
         if again.status is not Outcome.REJECTED:
             repaired = tuple(as_repaired(d, fixed.fixes) for d in result.diagnostics if d.is_error)
             diagnostics = (*repaired, *again.diagnostics)
-            return replace(again, status=Outcome.FIXED, fixes=fixed.fixes, diagnostics=diagnostics)
+            fixes = (*fixed.fixes, *again.fixes)
+            return replace(again, status=Outcome.FIXED, fixes=fixes, diagnostics=diagnostics)
     return replace(result, diagnostics=_with_proposals(result.diagnostics, fixed))
 
 
@@ -173,6 +174,8 @@ def _compile_phases(
     extra: list[Scheduled],
     print_after: tuple[str, ...],
     expand_ranks: bool,
+    *,
+    repairs: bool,
 ) -> Compiled:
     spec = loaded.spec
     hardware, assumed = resolve_hardware(spec.cluster, spec.model.dtype)
@@ -180,20 +183,25 @@ def _compile_phases(
     graphs: dict[Phase, Graph] = {}
     dumps: dict[tuple[Phase, str], str] = {}
     records: list[PassRecord] = []
+    fixes: list[Fix] = []
+    findings: list[Diagnostic] = []
     for each in wanted:
-        manager = PassManager(arrange(lowering_passes(spec, each), extra), print_after=print_after)
+        manager = PassManager(arrange(lowering_passes(spec, each), extra), print_after=print_after, repairs=repairs)
         run = manager.run(build_graph(spec, each, result.name, steps))
         graphs[each] = run.graph
+        fixes += run.fixes
+        findings += run.diagnostics
         dumps.update({(each, pass_name): text for pass_name, text in run.dumps.items()})
         records += run.records
     _known_passes(print_after, extra)
     transfer = _plan_transfer(spec, graphs, result.name)
     phases = {p: _analyse(spec, g, graphs, hardware, expand_ranks, transfer) for p, g in graphs.items()}
-    findings = result_findings(loaded, phases)
+    findings += result_findings(loaded, phases)
     rejected = any(d.is_error for d in findings)
     return replace(
         result,
-        status=Outcome.REJECTED if rejected else Outcome.VALID,
+        status=Outcome.REJECTED if rejected else Outcome.FIXED if fixes else Outcome.VALID,
+        fixes=tuple(fixes),
         diagnostics=(*result.diagnostics, *findings),
         assumptions=(
             *result.assumptions,

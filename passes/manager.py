@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ..compiler.diagnostics import Diagnostic, DiagnosticError, InternalError
+from ..compiler.diagnostics import Diagnostic, DiagnosticError, Fix, InternalError, Severity
 from ..compiler.ir.graph import LEVELS, Block, Graph, Node
 from ..compiler.ir.text import print_graph
 from .compiled import PassRecord
 from .lowering import resolve
-from .validation import verify
+from .validation import repair, verify
 
 
 @runtime_checkable
@@ -78,11 +78,13 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class PassRun:
-    """What a run gave: the graph, the records, and the printed IR of the passes asked for."""
+    """What a run gave: the graph, the records, the printed IR of the passes asked for, and what was repaired."""
 
     graph: Graph
     records: tuple[PassRecord, ...]
     dumps: dict[str, str]
+    fixes: tuple[Fix, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
 
 
 class PassManager:
@@ -91,6 +93,7 @@ class PassManager:
     Args:
         passes: Passes in their order.
         print_after: Names of passes after which the IR is printed; ``build`` prints the logical graph.
+        repairs: Whether an illegal graph that a user's pass leaves is repaired where that is safe.
         verifier: Gives the findings on a graph; default :func:`paradag.passes.validation.verify`.
     """
 
@@ -99,36 +102,46 @@ class PassManager:
         passes: Iterable[GraphPass],
         *,
         print_after: Iterable[str] = (),
+        repairs: bool = False,
         verifier: Callable[[Graph, Graph | None], list[Diagnostic]] = verify,
     ) -> None:
         self.passes = tuple(passes)
         self.print_after = frozenset(print_after)
+        self.repairs = repairs
         self.verifier = verifier
 
     def run(self, graph: Graph) -> PassRun:
         """All passes on ``graph``.
 
         Raises:
-            InternalError: one of paradag's own passes left an illegal graph.
+            InternalError: one of paradag's own passes left an illegal graph, before any user's pass.
             DiagnosticError: a user's pass failed or left an illegal graph (PD502 and the verifier's findings).
         """
         reference: Graph | None = graph
         dumps = {"build": print_graph(graph)} if "build" in self.print_after else {}
         records: list[PassRecord] = []
+        fixes: list[Fix] = []
+        findings: list[Diagnostic] = []
+        own = True
         done: list[str] = ["build"]
         self._check(graph, None, "build", done, own=True)
         for graph_pass in self.passes:
             began = time.perf_counter()
-            own = type(graph_pass).__module__.startswith("paradag.")
+            # What a user's pass leaves may also break a later pass of ours.
+            own = own and type(graph_pass).__module__.startswith("paradag.")
             graph = graph_pass.run(graph) if own else _run_foreign(graph_pass, graph)
             if not getattr(graph_pass, "keeps_meaning", True):
                 reference = None
+            if self.repairs and not own:
+                graph, made = repair(graph, reference)
+                fixes += made
+                findings += _as_repaired(graph_pass.name, made)
             self._check(graph, reference, graph_pass.name, done, own=own)
             records.append(PassRecord(graph.phase, graph_pass.name, time.perf_counter() - began))
             done.append(graph_pass.name)
             if graph_pass.name in self.print_after:
                 dumps[graph_pass.name] = print_graph(graph)
-        return PassRun(graph, tuple(records), dumps)
+        return PassRun(graph, tuple(records), dumps, tuple(fixes), tuple(findings))
 
     def _check(self, graph: Graph, reference: Graph | None, name: str, done: Sequence[str], *, own: bool) -> None:
         found = [d for d in self.verifier(graph, reference) if d.is_error]
@@ -146,6 +159,15 @@ class PassManager:
             help="call paradag.passes.lowering.resolve after changing placements, or set keeps_meaning = False",
         )
         raise DiagnosticError([summary, *found])
+
+
+def _as_repaired(name: str, fixes: Sequence[Fix]) -> list[Diagnostic]:
+    """A warning where the graph that a user's pass left was repaired."""
+    if not fixes:
+        return []
+    done = ", ".join(dict.fromkeys(f.after or f"without {f.before}" for f in fixes))
+    message = f"pass {name!r} left an illegal graph, which was repaired"
+    return [Diagnostic("PD502", message, help=f"repaired: {done}", severity=Severity.WARNING)]
 
 
 def _run_foreign(graph_pass: GraphPass, graph: Graph) -> Graph:

@@ -142,17 +142,19 @@ def _check_json(path: Path) -> Checked:
 
 
 def _document_findings(path: Path) -> list[Diagnostic]:
-    """What is wrong with a graph document: its form, its ids, and the strategy that it says it was compiled from."""
-    from ...passes.validation import check_spec
+    """What is wrong with a graph document: its form, its graph, and the strategy that it was compiled from."""
+    from ...passes.validation import check_flat, check_spec
     from ..emit import load_json
     from ..spec import LoadedSpec, Spec
 
-    header = load_json(path).header
+    graph = load_json(path)
+    header = graph.header
     told = [
         Diagnostic(d.code, d.message, help=d.help, severity=Severity(d.severity))
         for d in header.diagnostics
         if d.severity == "error"
     ]
+    told += check_flat(graph)
     if header.strategy is None:
         return told
     spec = Spec(model=header.model, cluster=header.cluster, workload=header.workload, strategies=(header.strategy,))

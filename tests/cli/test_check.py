@@ -134,6 +134,16 @@ def test_a_damaged_graph_of_ours_is_found(document: Path) -> None:
     assert code == 1 and f"{document}:1:1: error" in err
 
 
+def test_a_graph_of_ours_that_lost_its_sense_is_found(document: Path) -> None:
+    content = json.loads(document.read_text())
+    reduced = [n for n in content["nodes"] if n["op"] == "AllReduce"]
+    for node in reduced:
+        node["op"], node["devices"] = "AllGather", node["devices"][:1]
+    document.write_text(json.dumps(content))
+    code, _, err = run(document)
+    assert code == 1 and "error[PD4" in err
+
+
 def test_a_graph_of_ours_with_an_illegal_strategy_is_found(document: Path) -> None:
     content = json.loads(document.read_text())
     content["strategy"]["chain"][0]["degree"] = 3

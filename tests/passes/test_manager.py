@@ -94,10 +94,17 @@ def test_a_pattern_that_matches_nothing_gives_the_graph_back() -> None:
 )
 def test_a_broken_pass_is_named(graph_pass: Pass, says: str) -> None:
     with pytest.raises(DiagnosticError) as caught:
-        compile_strategy(SPEC, passes=[graph_pass])
+        compile_strategy(SPEC, passes=[graph_pass], fix=False)
     first = caught.value.diagnostics[0]
     assert first.code == "PD502" and graph_pass.name in first.message
     assert says in str(caught.value)
+
+
+def test_collectives_that_a_pass_drops_come_back_from_placements() -> None:
+    compiled = compile_strategy(SPEC, passes=[DropCollectives()])
+    assert str(compiled.status) == "FIXED" and {f.rule for f in compiled.fixes} <= {"PD405", "PD407"}
+    assert any(d.code == "PD502" and "drop-collectives" in d.message for d in compiled.diagnostics)
+    assert compiled.phases["decode"].graph == compile_strategy(SPEC).phases["decode"].graph
 
 
 def test_a_pass_is_loaded_from_a_file_with_options(tmp_path: Path) -> None:
