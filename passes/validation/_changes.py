@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ...compiler.diagnostics import Fix
 from ...compiler.ir.graph import Arg, Block, Graph, Node, Param, Value
 from ...compiler.ir.mesh import Mesh
+from ...compiler.ir.ops import is_phase_node
 from ._placements import describe
 from ._report import is_resharding
 
@@ -157,6 +158,8 @@ def _where(node: Node) -> str:
 def _codes_with(node: Node) -> tuple[str, ...]:
     if node.op in _TRANSPORT:
         return ("PD409", "PD408", "PD402")
+    if is_phase_node(node):
+        return ("PD427",)
     return ("PD413", "PD405") if node.op in {"dispatch", "combine"} else ("PD405", "PD407", "PD402")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from graphlib import TopologicalSorter
 
 from ...compiler.ir.graph import Block, Graph, Node
-from ...compiler.ir.ops import OPERATORS, Resharding
+from ...compiler.ir.ops import OPERATORS, Resharding, is_phase_node
 from ._report import is_resharding
 
 _TRANSPORT = frozenset({"send", "recv"})
@@ -32,7 +32,7 @@ def rewired(graph: Graph, logical: Graph | None = None) -> Graph:
     """
     ends = [n.outputs[0].name for b in graph.with_role("epilogue") for n in b.nodes if n.op == "decode_end"]
     returned: dict[str, str] = {}
-    known = {b.name: [n.name for n in b.nodes] for b in logical.blocks} if logical is not None else {}
+    known = {b.name: b for b in logical.blocks} if logical is not None else {}
     blocks = []
     for block in graph.blocks:
         if block.role == "boundary":
@@ -40,14 +40,18 @@ def rewired(graph: Graph, logical: Graph | None = None) -> Graph:
         bare, alias = _bare(block)
         if block.role == "epilogue":
             returned |= alias
-        blocks.append(_used(_ordered(_cached(bare), known.get(block.name, []))))
+        like = known.get(block.name)
+        bare = _with_phase_nodes(bare, like)
+        blocks.append(_used(_ordered(_cached(bare), [n.name for n in like.nodes] if like else [])))
     last = {v for b in blocks if b.role == "epilogue" for v in b.types}
 
     def link(block: Block) -> Block:
         args = []
+        # only where the step's end was lost: an older token fed back is another meaning, not a lost node
+        stated = {a.value.name: a.source for a in known[block.name].args} if block.name in known and not ends else {}
         for arg in block.args:
             if arg.carry == "step":
-                source = returned.get(arg.source, arg.source)
+                source = stated.get(arg.value.name) or returned.get(arg.source, arg.source)
                 # what the last stage sends back is the step's end, by whatever name the lost wire went
                 source = ends[0] if source not in last and len(ends) == 1 else source
                 arg = replace(arg, source=source)
@@ -55,6 +59,30 @@ def rewired(graph: Graph, logical: Graph | None = None) -> Graph:
         return replace(block, args=tuple(args))
 
     return replace(graph, blocks=tuple(link(b) for b in blocks))
+
+
+def _with_phase_nodes(block: Block, like: Block | None) -> Block:
+    """The block with the phase nodes that it lost, as and where they stand in the logical block."""
+    present = {n.name for n in block.nodes}
+    lost = [n for n in like.nodes if is_phase_node(n) and n.name not in present] if like is not None else []
+    if like is None or not lost:
+        return block
+    given = {v.name for n in lost for v in n.outputs}
+    wanted = {n.name: n.inputs for n in like.nodes}
+
+    def taking(node: Node) -> Node:
+        logical = wanted.get(node.name, node.inputs)
+        if len(logical) != len(node.inputs):
+            return node
+        return replace(node, inputs=tuple(w if w in given else i for w, i in zip(logical, node.inputs, strict=True)))
+
+    nodes = [taking(n) for n in block.nodes]
+    order = [n.name for n in like.nodes]
+    for node in lost:
+        before = set(order[: order.index(node.name)])
+        place = max((i + 1 for i, n in enumerate(nodes) if n.name in before), default=0)
+        nodes.insert(place, node)
+    return replace(block, nodes=tuple(nodes))
 
 
 def _bare(block: Block) -> tuple[Block, dict[str, str]]:

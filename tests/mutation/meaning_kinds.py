@@ -243,7 +243,7 @@ MEANING_KINDS: tuple[Damage[Graph], ...] = (
     kind("decode step does not wait", "PD431", _step_does_not_wait, phases=DECODE),
     kind("two tokens in a decode step", "PD432", _two_tokens, phases=DECODE),
     kind("node of the other phase", "PD426", _cross_phase),
-    kind("end of the phase missing", "PD427", _end_gone, phases=PREFILL),
+    kind("end of the phase missing", "PD427", _end_gone, repaired=True, phases=PREFILL),
     kind("dangling node", "PD415", _dangling, repaired=True),
     kind("cycle", "PD401", _cycle),
     kind("node before its operand", "PD402", _too_early, repaired=True),

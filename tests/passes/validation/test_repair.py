@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from paradag.compiler.diagnostics import Fix
-from paradag.compiler.ir.graph import Graph
+from paradag.compiler.ir.graph import Block, Graph
 from paradag.passes.validation import repair, verify
 from paradag.tests.passes.validation import damage as d
 from paradag.tests.passes.validation.cases import DENSE, MOE, load, lowered
@@ -72,3 +76,24 @@ def test_a_cycle_is_never_repaired() -> None:
     harmed = d.rewire(DENSE_TP[-1], "dense_layer", "attn_norm", "x", "ffn_residual")
     assert repair(harmed, DENSE_TP[0]) == (harmed, [])
     assert repair(harmed) == (harmed, [])
+
+
+@pytest.mark.parametrize("graphs", [WHOLE, DECODE, DENSE_TP], ids=["prefill", "decode", "decode on one stage"])
+@pytest.mark.parametrize(("role", "name"), [("prologue", "begin"), ("epilogue", "end")])
+def test_a_lost_phase_node_comes_back(graphs: list[Graph], role: str, name: str) -> None:
+    logical, graph = graphs[0], graphs[-1]
+
+    def without(block: Block) -> Block:
+        if block.role != role:
+            return block
+        node = block.node(name)
+        stands_in = {v.name: node.inputs[0] for v in node.outputs if node.inputs}
+        kept = [n for n in block.nodes if n is not node]
+        users = [replace(n, inputs=tuple(stands_in.get(i, i) for i in n.inputs)) for n in kept]
+        return replace(block, nodes=tuple(users))
+
+    harmed = graph.map_blocks(without)
+    assert "PD427" in {f.code for f in verify(harmed, logical)}
+    mended, fixes = repair(harmed, logical)
+    assert mended == graph
+    assert fixes[0].rule == "PD427" and fixes[0].after.startswith(f"+ {name}")
