@@ -11,7 +11,7 @@ from ..grammar import load_file, load_text
 from ..passes.analysis import PhaseAnalysis, TransferPlan, analyse_phase, plan_transfer
 from ..passes.analysis.memory import weight_bytes
 from ..passes.compiled import Compiled, PassRecord
-from ..passes.lowering import LowerEp, LowerPp, LowerSp, LowerTp
+from ..passes.lowering import lowering_sequence
 from ..passes.manager import GraphPass, PassManager, Scheduled, arrange
 from ..passes.plugins import load_passes
 from ..passes.validation import check_spec, stage_layers
@@ -218,7 +218,7 @@ def _compile_phases(
 
 def lowering_passes(spec: Spec, phase: Phase) -> list[GraphPass]:
     """The four lowering passes of a phase, in their fixed order."""
-    return [LowerPp(stage_layers(spec, phase)), LowerSp(), LowerEp(), LowerTp()]
+    return list(lowering_sequence(stage_layers(spec, phase)))
 
 
 def _plan_transfer(spec: Spec, graphs: dict[Phase, Graph], name: str) -> TransferPlan | None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...compiler.build import build_graph, phase_degrees
-from ...compiler.build.mesh import pools_separate
+from ...compiler.build import build_graph, cache_tokens, two_layouts
 from ...compiler.cost import Hardware, node_costs
 from ...compiler.ir.graph import Phase
 from ...compiler.spec import LoadedSpec, Spec, StrategySpec
 from ..analysis import PhaseAnalysis
 from ..analysis.memory import analyse_memory, weight_bytes
 from ..analysis.stage_times import step_interval
-from ..lowering import LowerEp, LowerPp, LowerSp, LowerTp
+from ..lowering import lowering_sequence
 from ._case import Case
 from ._stages import stage_layers
 
@@ -55,14 +54,10 @@ def _with(spec: Spec, decode: StrategySpec) -> Spec:
 
 def _timed(spec: Spec, phases: Mapping[Phase, PhaseAnalysis], hardware: Hardware) -> Decode:
     graph = build_graph(spec, "decode", "alternative", 1)
-    for lowering in (LowerPp(stage_layers(spec, "decode")), LowerSp(), LowerEp(), LowerTp()):
+    for lowering in lowering_sequence(stage_layers(spec, "decode")):
         graph = lowering.run(graph)
-    other = 0.0
-    shared = "prefill" in phases and not pools_separate(spec)
-    if shared and phase_degrees(spec, "prefill") != phase_degrees(spec, "decode"):
-        other = max(weight_bytes(phases["prefill"].graph))
-    context = spec.workload.input + spec.workload.output
-    memory = analyse_memory(graph, hardware.memory, context, other_weights=other)
+    other = max(weight_bytes(phases["prefill"].graph)) if "prefill" in phases and two_layouts(spec) else 0.0
+    memory = analyse_memory(graph, hardware.memory, cache_tokens(spec, "decode"), other_weights=other)
     return Decode(graph.mesh.gpus, step_interval(graph, node_costs(graph, hardware)), memory.headroom >= 0)
 
 

@@ -15,7 +15,7 @@ from graphlib import CycleError
 from ...compiler.diagnostics import Diagnostic, Fix, InternalError
 from ...compiler.ir.graph import LEVELS, Arg, Block, Graph, Node, Param, Value
 from ...compiler.ir.types import Placement, TensorType, replicated
-from ..lowering import LowerEp, LowerPp, LowerSp, LowerTp
+from ..lowering import lowering_sequence
 from ._changes import changes
 from ._rewire import rewired
 from .erasure import differences
@@ -70,7 +70,7 @@ def _errors(graph: Graph, logical: Graph | None) -> list[Diagnostic]:
 
 def _lowered(bare: Graph, like: Graph) -> Graph:
     """The bare graph brought to the level and the stages of another."""
-    for lowering in (LowerPp(like.stages), LowerSp(), LowerEp(), LowerTp()):
+    for lowering in lowering_sequence(like.stages):
         if LEVELS.index(lowering.name) <= LEVELS.index(like.level):
             bare = lowering.run(bare)
     return bare

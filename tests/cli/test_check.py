@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from paradag.compiler.cli import app
 from paradag.compiler.diagnostics import CODES, Diagnostic, Span
 from paradag.compiler.sarif import sarif_log
+from paradag.tests.cli.invoke import invoke
 
 CLEAN = """\
 model "small" {
@@ -27,10 +28,7 @@ DRAWING = 'digraph { a [label="Attention GPU: 0"]; b [label="FFN GPU: 0"]; a -> 
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["check", *map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+    return invoke("check", *arguments)
 
 
 @pytest.fixture

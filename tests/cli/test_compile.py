@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from paradag.compiler.cli import app
+from paradag.tests.cli.invoke import invoke
 
 SPEC = """
 model "tiny" {
@@ -23,10 +22,7 @@ strategy decode { pp 2 -> tp 4 }
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["compile", *arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+    return invoke("compile", *arguments)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import paradag
 from paradag.compiler.cli import app
 from paradag.compiler.diagnostics import Outcome
+from paradag.tests.cli.invoke import invoke
 
 SPEC = """\
 model "tiny" {  # small
@@ -29,10 +30,7 @@ REPAIRED = SPEC.replace("tp 3 -> pp 2", "pp 2 -> tp 2")
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+    return invoke(*arguments)
 
 
 @pytest.fixture

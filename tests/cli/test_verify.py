@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import paradag
-from paradag.compiler.cli import app
 from paradag.compiler.ir.ops.elementwise import Activation
+from paradag.tests.cli.invoke import invoke
 
 SPEC = """
 model "tiny" {
@@ -26,10 +25,7 @@ strategy { pp 2 -> tp 2 }
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["verify", *arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
+    return invoke("verify", *arguments)
 
 
 @pytest.fixture

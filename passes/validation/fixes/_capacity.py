@@ -11,7 +11,7 @@ from ....compiler.ir.graph import Graph
 from ....compiler.spec import Spec
 from ....compiler.spec.strategy import Phase
 from ...analysis.memory import MemoryReport, analyse_memory, weight_bytes
-from ...lowering import LowerEp, LowerPp, LowerSp, LowerTp
+from ...lowering import lowering_sequence
 from .._stages import stage_layers
 
 
@@ -48,6 +48,6 @@ def memory_reports(spec: Spec, wanted: Iterable[Phase] = ("prefill", "decode")) 
 
 def _lowered(spec: Spec, phase: Phase) -> Graph:
     graph = build_graph(spec, phase, "memory", 1)
-    for lowering in (LowerPp(stage_layers(spec, phase)), LowerSp(), LowerEp(), LowerTp()):
+    for lowering in lowering_sequence(stage_layers(spec, phase)):
         graph = lowering.run(graph)
     return graph
