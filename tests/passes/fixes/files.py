@@ -65,7 +65,8 @@ def _bodies(draw: st.DrawFn) -> str:
             unique_by=lambda o: o.split()[0],
         )
     )
-    before = draw(st.booleans())
+    # a list of axes would go on into a chain that follows it, so placement stands behind
+    before = draw(st.booleans()) and not any(o.startswith("placement") for o in options)
     parts = [*options, chain] if before else [chain, *options]
     return "".join(draw(gap) + p for p in parts if p) + draw(st.sampled_from((" ", "\n", "  # last\n")))
 
