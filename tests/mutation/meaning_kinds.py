@@ -6,10 +6,11 @@ import random
 from dataclasses import replace
 
 from paradag.compiler.ir.graph import Arg, Block, Graph, Node, Value
+from paradag.compiler.ir.ops import is_phase_node
 from paradag.compiler.ir.types import CONTEXT, PAST, Dim, TensorType
 from paradag.passes.validation._report import consumers, is_resharding
 from paradag.tests.mutation.damage import Damage, NoPlace, pick
-from paradag.tests.mutation.graph_kinds import DECODE, PREFILL, kind, nodes
+from paradag.tests.mutation.graph_kinds import DECODE, kind, nodes
 from paradag.tests.passes.validation import damage as d
 
 
@@ -106,8 +107,8 @@ def _cross_phase(graph: Graph, rng: random.Random) -> Graph:
     return d.node(graph, block.name, node.name, op=other[node.op])
 
 
-def _end_gone(graph: Graph, rng: random.Random) -> Graph:
-    block, node = pick(rng, _of(graph, "prefill_end"))
+def _phase_node_gone(graph: Graph, rng: random.Random) -> Graph:
+    block, node = pick(rng, nodes(graph, lambda _, n: is_phase_node(n)))
     return d.remove(graph, block.name, node.name)
 
 
@@ -146,8 +147,11 @@ def _too_early(graph: Graph, rng: random.Random) -> Graph:
 
 
 def _node_removed(graph: Graph, rng: random.Random) -> Graph:
-    used = lambda b, n: any(consumers(b, v.name) for v in n.outputs)  # noqa: E731
-    block, node = pick(rng, [(b, n) for b, n in _compute(graph) if used(b, n)])
+    """A node that others need; phase nodes can be put back (:func:`_phase_node_gone`), what computes cannot."""
+    needed = [
+        (b, n) for b, n in _compute(graph) if not is_phase_node(n) and any(consumers(b, v.name) for v in n.outputs)
+    ]
+    block, node = pick(rng, needed)
     return d.remove(graph, block.name, node.name)
 
 
@@ -243,7 +247,7 @@ MEANING_KINDS: tuple[Damage[Graph], ...] = (
     kind("decode step does not wait", "PD431", _step_does_not_wait, phases=DECODE),
     kind("two tokens in a decode step", "PD432", _two_tokens, phases=DECODE),
     kind("node of the other phase", "PD426", _cross_phase),
-    kind("end of the phase missing", "PD427", _end_gone, repaired=True, phases=PREFILL),
+    kind("phase node missing", "PD427", _phase_node_gone, repaired=True),
     kind("dangling node", "PD415", _dangling, repaired=True),
     kind("cycle", "PD401", _cycle),
     kind("node before its operand", "PD402", _too_early, repaired=True),
