@@ -1,6 +1,6 @@
 """paradag: a compiler for parallel strategies of LLM inference.
 
-``import paradag`` gives :func:`load`, :func:`compile`, :func:`check`, :func:`fix`, :func:`verify` and :class:`Pass`;
+``import paradag`` gives :func:`load`, :func:`compile`, :func:`check`, :func:`fix`, :func:`plan`, :func:`verify` and :class:`Pass`;
 everything heavier is imported on first use.
 """
 
@@ -16,6 +16,7 @@ _LAZY = {
     "compile": "paradag.compiler.driver",
     "check": "paradag.compiler.driver",
     "fix": "paradag.compiler.driver",
+    "plan": "paradag.compiler.driver",
     "verify": "paradag.compiler.verification",
     "Pass": "paradag.passes.manager",
     "DiagnosticError": "paradag.compiler.diagnostics",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..grammar import load_file, load_text
 from ..passes.analysis import PhaseAnalysis, TransferPlan, analyse_phase, plan_transfer
@@ -21,33 +21,55 @@ from .build import build_graph, cache_tokens, decode_context, needs_transfer, tw
 from .cost import Hardware, resolve_hardware
 from .diagnostics import Diagnostic, DiagnosticError, Fix, Outcome
 from .ir.graph import LEVELS, Graph, Phase
-from .spec import Assumption, LoadedSpec, Spec
+from .knowledge.pack import load_pack
+from .spec import Assumption, LoadedSpec, Pack, Spec
+from .spec.pack import graded
+from .spec.pack_law import stated
+
+if TYPE_CHECKING:
+    from .plan import Bounds, Law, Objective, Plan, Progress
 
 Source = str | Path | LoadedSpec | Spec
+
+Knowledge = str | Path | Pack
+"""A knowledge pack, or its path."""
 
 MAX_STEPS = 100_000
 """Decode steps that may be asked for; how many a graph can hold depends on its size (PD306)."""
 
 
-def load(source: Source) -> LoadedSpec:
+def load(source: Source, *, knowledge: Knowledge | None = None) -> LoadedSpec:
     """The spec of a file (a path), of strategy text (a string with a ``{``), or of a spec itself.
 
+    Args:
+        source: Path, strategy text, or spec.
+        knowledge: The pack that it is judged by, here and in whatever is done with the result.
+
     Raises:
-        DiagnosticError: every error of the input.
+        DiagnosticError: every error of the pack, else of the input.
     """
+    pack = load_pack(knowledge) if isinstance(knowledge, (str, Path)) else knowledge
     if isinstance(source, LoadedSpec):
-        return source
-    if isinstance(source, Spec):
-        return LoadedSpec(source)
-    if isinstance(source, str) and "{" in source:
-        return load_text(source)
-    return load_file(Path(source))
+        loaded = source
+    elif isinstance(source, Spec):
+        loaded = LoadedSpec(source)
+    elif isinstance(source, str) and "{" in source:
+        loaded = load_text(source, pack=pack)
+    else:
+        loaded = load_file(Path(source), pack)
+    return loaded if pack is None else _under(loaded, pack)
 
 
-def check(source: Source) -> tuple[Diagnostic, ...]:
+def _under(loaded: LoadedSpec, pack: Pack) -> LoadedSpec:
+    """The spec judged by a pack."""
+    spec = loaded.spec.model_copy(update={"pack": pack})
+    return replace(loaded, spec=spec, diagnostics=tuple(graded(loaded.diagnostics, pack)))
+
+
+def check(source: Source, *, knowledge: Knowledge | None = None) -> tuple[Diagnostic, ...]:
     """All findings on a spec: legality, memory, requirements, advice. Repairs nothing; empty where all is well."""
     try:
-        return compile(source, fix=False).diagnostics
+        return compile(source, fix=False, knowledge=knowledge).diagnostics
     except DiagnosticError as error:
         return error.diagnostics
 
@@ -63,6 +85,7 @@ def compile(
     name: str | None = None,
     fix: bool = True,
     fix_workload: bool = False,
+    knowledge: Knowledge | None = None,
 ) -> Compiled:
     """Compile a strategy into explicit prefill and decode DAGs.
 
@@ -76,6 +99,7 @@ def compile(
         name: Name of the outputs; default the file's stem.
         fix: Whether an illegal strategy is repaired where a repair is safe; what was wrong is then told as warnings.
         fix_workload: Whether a repair may reduce the batch, where nothing else makes the work fit.
+        knowledge: A knowledge pack, which replaces what the knowledge base says.
 
     Returns:
         The result; with errors its status is REJECTED and it has no phases.
@@ -83,7 +107,7 @@ def compile(
     Raises:
         DiagnosticError: the input does not load, or a pass cannot be found or fails.
     """
-    loaded = load(source)
+    loaded = load(source, knowledge=knowledge)
     stem = name or (
         Path(source).stem if not isinstance(source, (LoadedSpec, Spec)) and "{" not in str(source) else "strategy"
     )
@@ -101,7 +125,7 @@ def compile(
     if not fix or result.status is not Outcome.REJECTED or _steps_findings(steps):
         return result
     wanted: tuple[Phase, ...] = ("prefill", "decode") if phase == "all" else (phase,)
-    fixed = fix_spec(loaded, memory=over_memory(wanted), workload=fix_workload)
+    fixed = fix_spec(loaded, memory=_memory_check(loaded, wanted), workload=fix_workload)
     if fixed.outcome is Outcome.FIXED:
         again = attempt(fixed.loaded)
         if again.status is not Outcome.REJECTED:
@@ -112,18 +136,27 @@ def compile(
     return replace(result, diagnostics=_with_proposals(result.diagnostics, fixed))
 
 
-def fix(source: Source, *, workload: bool = False) -> Fixed:
+def _memory_check(
+    loaded: LoadedSpec, wanted: Iterable[Phase] = ("prefill", "decode")
+) -> Callable[[Spec], tuple[Phase, ...]] | None:
+    """What a repair asks of memory; nothing where a pack has made less than an error of it."""
+    bent = loaded.pack is not None and "PD301" in loaded.pack.severities
+    return None if bent else over_memory(wanted)
+
+
+def fix(source: Source, *, workload: bool = False, knowledge: Knowledge | None = None) -> Fixed:
     """The smallest safe change of a file that makes its strategies legal, memory included. Nothing is written.
 
     Args:
         source: Path, strategy text, or spec.
         workload: Whether the batch may be reduced, where nothing else makes the work fit.
+        knowledge: A knowledge pack.
 
     Raises:
         DiagnosticError: the input does not load.
     """
-    loaded = load(source)
-    fixed = fix_spec(loaded, memory=over_memory(), workload=workload, tidy=True)
+    loaded = load(source, knowledge=knowledge)
+    fixed = fix_spec(loaded, memory=_memory_check(loaded), workload=workload, tidy=True)
     if fixed.outcome is Outcome.VALID:
         return fixed
     found = fixed.diagnostics
@@ -133,6 +166,40 @@ def fix(source: Source, *, workload: bool = False) -> Fixed:
     if fixed.outcome is Outcome.REJECTED:
         return replace(fixed, diagnostics=_with_proposals(found, fixed))
     return replace(fixed, repaired=(*fixed.repaired, *(as_repaired(d, fixed.fixes) for d in found if d.is_error)))
+
+
+def plan(
+    source: Source,
+    objective: Objective | None = None,
+    *,
+    top: int = 5,
+    max_gpus: int | None = None,
+    law: Law | None = None,
+    bounds: Bounds | None = None,
+    progress: Progress | None = None,
+    knowledge: Knowledge | None = None,
+) -> Plan:
+    """The best strategies for a deployment condition; see :func:`paradag.compiler.plan.find_plan`.
+
+    Args:
+        source: Path, strategy text, or spec; strategies in it are not looked at.
+        objective: latency, throughput or balanced; default throughput where TTFT is required, else latency.
+        top: How many deployments are compared.
+        max_gpus: Most GPUs; default the cluster's, with `nodes any` a stated bound.
+        law: The GPU-count law, where another one holds.
+        bounds: Where the search of schedules stops.
+        progress: Told what is being done.
+        knowledge: A knowledge pack.
+
+    Raises:
+        DiagnosticError: the input does not load, or lacks a figure.
+    """
+    from .plan import find_plan
+
+    told = progress or (lambda what: None)
+    return find_plan(
+        load(source, knowledge=knowledge), objective, top=top, max_gpus=max_gpus, law=law, bounds=bounds, progress=told
+    )
 
 
 def _with_proposals(diagnostics: tuple[Diagnostic, ...], fixed: Fixed) -> tuple[Diagnostic, ...]:
@@ -178,7 +245,7 @@ def _compile_phases(
     repairs: bool,
 ) -> Compiled:
     spec = loaded.spec
-    hardware, assumed = resolve_hardware(spec.cluster, spec.model.dtype)
+    hardware, assumed = resolve_hardware(spec.cluster, spec.model.dtype, spec.pack)
     wanted: list[Phase] = [s.phase for s in spec.strategies if phase in ("all", s.phase) and _in_mode(spec, s.phase)]
     graphs: dict[Phase, Graph] = {}
     dumps: dict[tuple[Phase, str], str] = {}
@@ -196,7 +263,7 @@ def _compile_phases(
     _known_passes(print_after, extra)
     transfer = _plan_transfer(spec, graphs, result.name)
     phases = {p: _analyse(spec, g, graphs, hardware, expand_ranks, transfer) for p, g in graphs.items()}
-    findings += result_findings(loaded, phases)
+    findings = graded([*findings, *result_findings(loaded, phases)], spec.pack)
     rejected = any(d.is_error for d in findings)
     return replace(
         result,
@@ -205,6 +272,7 @@ def _compile_phases(
         diagnostics=(*result.diagnostics, *findings),
         assumptions=(
             *result.assumptions,
+            *stated(spec.pack),
             *assumed,
             *_dtype_notes(spec, hardware),
             *_workload_assumptions(spec, wanted),

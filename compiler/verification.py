@@ -16,7 +16,7 @@ from ..passes.validation import check_spec, stage_layers
 from .build import build_graph, needs_transfer, phase_mesh
 from .cost import resolve_hardware
 from .diagnostics import Diagnostic, DiagnosticError
-from .driver import Source, load, lowering_passes
+from .driver import Knowledge, Source, load, lowering_passes
 from .ir.graph import Graph, Phase
 from .run.charges import traffic_of
 from .run.executor import Executor
@@ -38,7 +38,13 @@ _STOPS = (ValueError, LookupError)
 
 
 def verify(
-    source: Source, *, steps: int = STEPS, max_ranks: int = MAX_RANKS, seed: int = 0, name: str | None = None
+    source: Source,
+    *,
+    steps: int = STEPS,
+    max_ranks: int = MAX_RANKS,
+    seed: int = 0,
+    name: str | None = None,
+    knowledge: Knowledge | None = None,
 ) -> Verification:
     """Run a strategy's DAGs on virtual ranks and compare their logits with those of the undistributed model.
 
@@ -48,6 +54,7 @@ def verify(
         max_ranks: Ranks of a phase above which degrees shrink too.
         seed: First seed of the random weights and prompts to try.
         name: Name for the report; default the file's stem.
+        knowledge: A knowledge pack.
 
     Returns:
         The report; ``equal`` says whether all phases are.
@@ -56,7 +63,7 @@ def verify(
         DiagnosticError: the input does not load, is not legal, has no strategy, or does not shrink enough.
     """
     began = time.perf_counter()
-    loaded = load(source)
+    loaded = load(source, knowledge=knowledge)
     checked, found = check_spec(loaded)
     errors = [d for d in (*loaded.diagnostics, *found) if d.is_error]
     if errors:
@@ -129,7 +136,7 @@ class _Session:
         self.story = story
         self.steps = steps
         self.change = change
-        self.hardware, _ = resolve_hardware(spec.cluster, spec.model.dtype)
+        self.hardware, _ = resolve_hardware(spec.cluster, spec.model.dtype, spec.pack)
 
     def run(self) -> dict[str, PhaseReport]:
         graphs = {p: self._lower(p) for p in phases_of(self.spec)}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ..compiler.spec import DTYPES, AcceleratorSpec, ClusterSpec
-from ..compiler.spec.catalog import accelerator_names
 from ._context import Block, Context
 from ._syntax import Statement, token_span
 from ._units import BANDWIDTH, COMPUTE, SIZE, TIME, show
@@ -18,13 +18,15 @@ ANY_DTYPE = "*"
 """Key of a compute figure that names no format."""
 
 
-def build_cluster(context: Context, head: Statement) -> ClusterSpec | None:
-    """The cluster of the file, or None where errors (all reported) leave none."""
+def build_cluster(context: Context, head: Statement, known: Sequence[str]) -> ClusterSpec | None:
+    """The cluster of the file, or None where errors (all reported) leave none; ``known`` are the catalogue's names."""
     block = Block(context, head, "cluster")
     before = len(context.diagnostics)
     fields: dict[str, Any] = {}
     block.require("accelerator", "nodes")
-    if (statement := block.get("accelerator")) is not None and (chip := _accelerator(block, statement)) is not None:
+    if (statement := block.get("accelerator")) is not None and (
+        chip := _accelerator(block, statement, known)
+    ) is not None:
         fields["accelerator"] = chip
     _nodes(block, fields)
     for link in block.all("link"):
@@ -54,10 +56,10 @@ def _nodes(block: Block, fields: dict[str, Any]) -> None:
     fields["nodes"], fields["gpus_per_node"] = numbers
 
 
-def _accelerator(block: Block, head: Statement) -> AcceleratorSpec | None:
+def _accelerator(block: Block, head: Statement, known: Sequence[str]) -> AcceleratorSpec | None:
     context = block.context
     inner = Block(context, head, "cluster.accelerator", "accelerator")
-    fields = _name(inner, head)
+    fields = _name(inner, head, known)
     _compute(inner, fields)
     inner.read_measure(fields, "memory", SIZE)
     inner.read_measure(fields, "bandwidth", BANDWIDTH)
@@ -67,7 +69,7 @@ def _accelerator(block: Block, head: Statement) -> AcceleratorSpec | None:
         fields["bandwidth_efficiency"] = inner.share(statement)
     if fields["catalog"] is None and fields["name"] and "accelerator" not in context.damaged:
         missing = [key for key in ("compute", "memory", "bandwidth") if not fields.get(key) and not inner.all(key)]
-        close = nearest(fields["name"], accelerator_names())
+        close = nearest(fields["name"], known)
         fix = f"for the catalogue's entry write `accelerator {close[0]}` without quotes" if close else None
         missing = [key for key in missing if key not in context.damaged]
         if missing:
@@ -77,13 +79,13 @@ def _accelerator(block: Block, head: Statement) -> AcceleratorSpec | None:
     return context.validate(AcceleratorSpec, fields, "cluster.accelerator")
 
 
-def _name(inner: Block, head: Statement) -> dict[str, Any]:
+def _name(inner: Block, head: Statement, known: Sequence[str]) -> dict[str, Any]:
     """Name and catalogue entry: a bare name is looked up, a quoted one is the file's own chip."""
     token = head.tokens("NAME", "STRING")[0]
     if token.type == "STRING":
         return {"name": json.loads(token, strict=False), "catalog": None}
-    if token not in accelerator_names():
-        close = nearest(token, accelerator_names(), 4, 0.4)
+    if token not in known:
+        close = nearest(token, known, 4, 0.4)
         inner.context.report(
             "PD016",
             f"unknown accelerator `{token[:40]}`",

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..compiler.diagnostics import Diagnostic, DiagnosticError, InternalError, Severity, Span
-from ..compiler.spec import LoadedSpec, Spec
+from ..compiler.spec import LoadedSpec, Pack, Spec
+from ..compiler.spec.catalog import accelerator_names
 from ._build_cluster import build_cluster
 from ._build_model import build_model
 from ._build_strategy import build_strategies
@@ -22,23 +23,28 @@ __all__ = ["load_file", "load_text"]
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
 
 
-def load_file(path: Path) -> LoadedSpec:
+def load_file(path: Path, pack: Pack | None = None) -> LoadedSpec:
     """The spec that the file at ``path`` describes; Hugging Face configs are looked up beside it.
+
+    Args:
+        path: The file.
+        pack: Knowledge that the spec is judged by; its accelerators are known by name.
 
     Raises:
         DiagnosticError: With all errors of the file; its ``texts`` hold what was read.
     """
     path = Path(path)
-    return load_text(read_source(path), str(path), path.parent)
+    return load_text(read_source(path), str(path), path.parent, pack)
 
 
-def load_text(text: str, file: str = "<text>", base: Path | None = None) -> LoadedSpec:
+def load_text(text: str, file: str = "<text>", base: Path | None = None, pack: Pack | None = None) -> LoadedSpec:
     """The spec that ``text`` describes.
 
     Args:
         text: A strategy file's content.
         file: Its name in messages.
         base: The folder in which ``model hf`` looks for its config; None for the current one.
+        pack: Knowledge that the spec is judged by.
 
     Raises:
         DiagnosticError: With all errors of the text; its ``texts`` hold the text.
@@ -54,7 +60,7 @@ def load_text(text: str, file: str = "<text>", base: Path | None = None) -> Load
         parsed = parse(text, file, findings)
         context = Context(file, findings, parsed.damaged)
         if parsed.statements or not findings:
-            spec = _build(context, parsed.statements, base)
+            spec = _build(context, parsed.statements, base, pack)
     diagnostics = tuple(sorted(findings, key=_reading_order))
     if findings.errors:
         raise DiagnosticError(diagnostics, {file: text})
@@ -69,7 +75,7 @@ def _reading_order(diagnostic: Diagnostic) -> tuple[int, int, int]:
     return (span.line, span.column, severity) if span else (0, 0, severity)
 
 
-def _build(context: Context, file: File, base: Path | None) -> Spec | None:
+def _build(context: Context, file: File, base: Path | None, pack: Pack | None) -> Spec | None:
     if not file and not context.diagnostics:
         context.report(
             "PD004",
@@ -81,12 +87,12 @@ def _build(context: Context, file: File, base: Path | None) -> Spec | None:
         return None
     heads = {name: _only(context, file, name) for name in ("model", "cluster", "workload")}
     model = build_model(context, head, base) if (head := heads["model"]) else None
-    cluster = build_cluster(context, head) if (head := heads["cluster"]) else None
+    cluster = build_cluster(context, head, accelerator_names(pack)) if (head := heads["cluster"]) else None
     workload = build_workload(context, head) if (head := heads["workload"]) else None
     strategies = build_strategies(context, [s for s in file if s.key == "strategy"])
     if model is None or cluster is None or workload is None:
         return None
-    return Spec(model=model, cluster=cluster, workload=workload, strategies=strategies)
+    return Spec(model=model, cluster=cluster, workload=workload, strategies=strategies, pack=pack)
 
 
 def _only(context: Context, file: File, name: str) -> Statement | None:

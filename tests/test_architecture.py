@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each package may import those before it in this list (and itself).
 LAYERS = [
     "compiler.diagnostics",
-    "compiler.knowledge",
     "compiler.spec",
     "compiler.ir",
     "grammar",
+    "compiler.knowledge",
     "compiler.build",
     "compiler.cost",
     "compiler.run",
@@ -24,6 +24,7 @@ LAYERS = [
     "passes.validation",
     "passes",
     "compiler.emit",
+    "compiler.plan",
     "compiler.driver",
     "compiler.verification",
     "compiler.outputs",

@@ -1,6 +1,6 @@
 """From a spec to the logical graph of a phase."""
 
-from .graph import build_graph, needs_transfer
+from .graph import build_graph, graph_on, needs_transfer
 from .items import build_items, cache_tokens, decode_context
 from .mesh import mesh_of, phase_degrees, phase_mesh, pools_separate, two_layouts
 
@@ -9,6 +9,7 @@ __all__ = [
     "build_items",
     "cache_tokens",
     "decode_context",
+    "graph_on",
     "mesh_of",
     "needs_transfer",
     "phase_degrees",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..ir.graph import Arg, Block, Graph, Param, Phase, Value
+from ..ir.graph import Arg, Block, Graph, Item, Param, Phase, Value
 from ..ir.mesh import Mesh
 from ..ir.types import BATCH, NEW, Placement, tensor
 from ..spec import ACTIVATION_DTYPE, ModelSpec, Spec
@@ -26,31 +26,53 @@ def build_graph(spec: Spec, phase: Phase, name: str, steps: int = 1) -> Graph:
         steps: Decode steps in the chain.
     """
     degrees, mesh = phase_degrees(spec, phase), phase_mesh(spec, phase)
-    transfer = needs_transfer(spec)
-    layers = _layer_blocks(spec.model, phase, degrees, mesh, transfer)
-    blocks = (_prologue(spec, phase, mesh), *layers, _epilogue(spec.model, phase))
-    stream = stream_type(spec.model.hidden)
-    stream = stream.placed(Placement((mesh.view("adp"), (), ())))
-    term = spec.strategy(phase)
-    assert term is not None
-    meta = {
-        "model": spec.model.name,
-        "token_order": "zigzag" if degrees.sp > 1 else "contiguous",
-        "slots": _slots(spec.model, degrees),
-        "transfer": transfer,
-        "megatron_sp": degrees.sp_on_tp and phase == "prefill",
-    }
+    graph = graph_on(mesh, spec.model, phase, degrees, prompt=spec.workload.input, transfer=needs_transfer(spec))
+    items = build_items(spec, phase)
+    return replace(graph, name=name, items=items, steps=steps if phase == "decode" else 1)
+
+
+def graph_on(
+    mesh: Mesh,
+    model: ModelSpec,
+    phase: Phase,
+    degrees: Degrees,
+    *,
+    prompt: int,
+    transfer: bool = False,
+    halves: bool = False,
+) -> Graph:
+    """The logical graph of a phase on a mesh, without a name, for one item of one sequence and one token.
+
+    Args:
+        mesh: The ranks.
+        model: What is run.
+        phase: prefill or decode.
+        degrees: The strategy; only SP and redundant experts count, the mesh says the rest.
+        prompt: Prompt tokens per sequence.
+        transfer: Whether the KV cache moves between the phases.
+        halves: Attention and FFN of a layer as blocks of their own, each with the layers that have it. Only the stream
+            leads from one to the other, so that costs and memory are those of whole layers.
+    """
+    build = _half_blocks if halves else _layer_blocks
+    layers = build(model, phase, degrees, mesh, transfer)
+    stream = stream_type(model.hidden)
     return Graph(
-        name=name,
+        name="",
         phase=phase,
         level="logical",
         mesh=mesh,
-        items=build_items(spec, phase),
-        steps=steps if phase == "decode" else 1,
-        stages=(spec.model.layers.count,),
-        blocks=blocks,
-        stream=stream,
-        meta=meta,
+        items=(Item(0, 0, 1, 1, 0),),
+        steps=1,
+        stages=(model.layers.count,),
+        blocks=(_prologue(model, phase, mesh, prompt), *layers, _epilogue(model, phase)),
+        stream=stream.placed(Placement((mesh.view("adp"), (), ()))),
+        meta={
+            "model": model.name,
+            "token_order": "zigzag" if degrees.sp > 1 else "contiguous",
+            "slots": _slots(model, degrees),
+            "transfer": transfer,
+            "megatron_sp": degrees.sp_on_tp and phase == "prefill",
+        },
     )
 
 
@@ -74,13 +96,12 @@ def _slots(model: ModelSpec, degrees: Degrees) -> int:
     return model.moe.experts + degrees.redundant if model.moe else 0
 
 
-def _prologue(spec: Spec, phase: Phase, mesh: Mesh) -> Block:
-    model = spec.model
+def _prologue(model: ModelSpec, phase: Phase, mesh: Mesh, length: int) -> Block:
     b = BlockBuilder("prologue")
     on_adp = {"batch": mesh.view("adp")}
     ids = tensor("int64", ("batch", BATCH), ("seq", NEW))
     if phase == "prefill":
-        prompt = tensor("int64", ("batch", BATCH), ("prompt", spec.workload.input))
+        prompt = tensor("int64", ("batch", BATCH), ("prompt", length))
         first = b.emit("begin", "prefill_begin", [], [("prompt", prompt)], items="first", constraints=on_adp)[0]
         b.args.append(Arg(Value("pending", prompt), "version", "rest", first))
         b.values["pending"] = prompt
@@ -137,6 +158,30 @@ def _layer_blocks(model: ModelSpec, phase: Phase, degrees: Degrees, mesh: Mesh, 
         b = BlockBuilder(name)
         b.take_stream(model.hidden)
         add_attention(b, model, phase, window, transfer=transfer)
+        if is_moe:
+            add_moe(b, model, _slots(model, degrees), mesh)
+        else:
+            add_dense_ffn(b, model)
+        blocks.append(b.block("layer", members, b.stream))
+    return blocks
+
+
+def _half_blocks(model: ModelSpec, phase: Phase, degrees: Degrees, mesh: Mesh, transfer: bool) -> list[Block]:
+    """One block per distinct attention, and one per distinct FFN."""
+    windows: dict[int | None, list[int]] = {}
+    experts: dict[bool, list[int]] = {}
+    for layer in range(model.layers.count):
+        windows.setdefault(model.window_of(layer), []).append(layer)
+        experts.setdefault(model.is_moe_layer(layer), []).append(layer)
+    blocks = []
+    for window, members in windows.items():
+        b = BlockBuilder("sliding_attention" if window else "attention")
+        b.take_stream(model.hidden)
+        add_attention(b, model, phase, window, transfer=transfer)
+        blocks.append(b.block("layer", members, b.stream))
+    for is_moe, members in experts.items():
+        b = BlockBuilder("moe_ffn" if is_moe else "dense_ffn")
+        b.take_stream(model.hidden)
         if is_moe:
             add_moe(b, model, _slots(model, degrees), mesh)
         else:

@@ -20,6 +20,7 @@ from .check import check_command
 from .compile import compile_command
 from .explain import explain_command, rules_command
 from .fix import fix_command
+from .plan import plan_command
 from .verify import verify_command
 
 __all__ = ["app", "main"]
@@ -57,6 +58,7 @@ app.command("explain", epilog=example("paradag explain PD211"))(explain_command)
 app.command("rules", epilog=example("paradag rules --format json"))(rules_command)
 app.command("check", epilog=example("paradag check *.strat --format sarif > findings.sarif"))(check_command)
 app.command("fix", epilog=example("paradag fix model.strat --diff", "paradag fix model.strat --write"))(fix_command)
+app.command("plan", epilog=example("paradag plan model.strat --objective throughput --save-path out"))(plan_command)
 app.command("verify", epilog=example("paradag verify ir_examples/mixtral-8x7b-ep4-tp2.strat"))(verify_command)
 app.command("accelerators", epilog=example("paradag accelerators --format json"))(accelerators_command)
 app.command("models", epilog=example("paradag models --format json"))(models_command)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,12 @@ class OutputFormat(StrEnum):
 
 
 FormatOption = Annotated[OutputFormat, typer.Option("--format", help="Table for people, or one JSON document.")]
+
+
+KnowledgeOption = Annotated[
+    Path | None,
+    typer.Option("--knowledge", help="A knowledge pack: a TOML file or a folder (docs/packs.md).", metavar="PATH"),
+]
 
 
 def example(*lines: str) -> str:
@@ -110,5 +117,5 @@ def reporting(output: OutputFormat, texts: Mapping[str, str] | None = None) -> I
     try:
         yield
     except DiagnosticError as error:
-        report(error.diagnostics, output, texts)
+        report(error.diagnostics, output, {**error.texts, **(texts or {})})
         raise typer.Exit(exit_code(error.diagnostics)) from None

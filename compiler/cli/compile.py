@@ -10,6 +10,7 @@ import typer
 from ..diagnostics import Outcome
 from ._common import (
     FormatOption,
+    KnowledgeOption,
     OutputFormat,
     diagnostic_json,
     fix_json,
@@ -49,6 +50,7 @@ def compile_command(
     fix_workload: Annotated[
         bool, typer.Option("--fix-workload", help="Reduce the batch where nothing else makes it fit.")
     ] = False,
+    knowledge: KnowledgeOption = None,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Compile a strategy into explicit prefill and decode DAGs, check them and say what they cost."""
@@ -61,11 +63,17 @@ def compile_command(
         "fix_workload": fix_workload,
     }
     with reporting(output_format):
-        _compile(file, output, _words(emit), _words(expand), options, output_format)
+        _compile(file, knowledge, output, _words(emit), _words(expand), options, output_format)
 
 
 def _compile(
-    file: Path, output: Path, emit: list[str], expand: list[str], options: dict[str, Any], output_format: OutputFormat
+    file: Path,
+    knowledge: Path | None,
+    output: Path,
+    emit: list[str],
+    expand: list[str],
+    options: dict[str, Any],
+    output_format: OutputFormat,
 ) -> None:
     from ..driver import compile as compile_strategy
     from ..driver import load
@@ -73,7 +81,7 @@ def _compile(
 
     if options["phase"] not in ("prefill", "decode", "all"):
         raise typer.BadParameter("give prefill, decode or all", param_hint="--phase")
-    loaded = load(file)
+    loaded = load(file, knowledge=knowledge)
     with reporting(output_format, loaded.texts):
         compiled = compile_strategy(loaded, expand_ranks="ranks" in expand, name=file.stem, **options)
         written = write_outputs(compiled, output, emit, expand)

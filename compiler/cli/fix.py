@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..diagnostics import Outcome
-from ._common import OutputFormat, fix_line, report, reporting
+from ._common import KnowledgeOption, OutputFormat, fix_line, report, reporting
 
 if TYPE_CHECKING:
     from ...passes.validation.fixes import Fixed
@@ -27,6 +27,7 @@ def fix_command(
     fix_workload: Annotated[
         bool, typer.Option("--fix-workload", help="Reduce the batch where nothing else makes it fit.")
     ] = False,
+    knowledge: KnowledgeOption = None,
 ) -> None:
     """Repair an illegal strategy by the smallest safe change. Comments and formatting of the rest stay.
 
@@ -35,13 +36,13 @@ def fix_command(
     if diff and write:
         raise typer.BadParameter("give --diff or --write", param_hint="--write")
     with reporting(OutputFormat.TEXT):
-        _fix(file, write=write, workload=fix_workload)
+        _fix(file, knowledge, write=write, workload=fix_workload)
 
 
-def _fix(file: Path, *, write: bool, workload: bool) -> None:
+def _fix(file: Path, knowledge: Path | None, *, write: bool, workload: bool) -> None:
     from ..driver import fix, load
 
-    loaded = load(file)
+    loaded = load(file, knowledge=knowledge)
     text = loaded.texts[str(file)]
     fixed = fix(loaded, workload=workload)
     report((*fixed.repaired, *fixed.diagnostics), OutputFormat.TEXT, loaded.texts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._common import FormatOption, OutputFormat, reporting, write_json, write_table
+from ._common import FormatOption, KnowledgeOption, OutputFormat, reporting, write_json, write_table
 
 if TYPE_CHECKING:
     from ..run.report import Verification
@@ -28,6 +28,7 @@ def verify_command(
         int, typer.Option(help="Ranks of a phase above which degrees shrink too.", metavar="N", min=1)
     ] = 512,
     seed: Annotated[int, typer.Option(help="First seed to try for weights and prompts.", min=0)] = 0,
+    knowledge: KnowledgeOption = None,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Prove by execution that a strategy computes what its model computes.
@@ -39,7 +40,7 @@ def verify_command(
     from ..verification import verify
 
     with reporting(output_format):
-        loaded = load(file)
+        loaded = load(file, knowledge=knowledge)
         with reporting(output_format, loaded.texts):
             found = verify(loaded, steps=steps, max_ranks=max_ranks, seed=seed, name=file.stem)
     if output_format is OutputFormat.JSON:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..diagnostics import Diagnostic, DiagnosticError
-from ..spec import Assumption, ClusterSpec, LinkSpec
+from ..spec import Assumption, ClusterSpec, LinkSpec, Pack
 from ..spec.catalog import DEFAULTS, CatalogEntry, CatalogLink, Defaults, accelerator
 
 
@@ -66,25 +66,29 @@ class Hardware:
 _QUANTIZED_TO_BF16 = ("fp8", "int8", "int4", "nvfp4", "mxfp4")
 
 
-def resolve_hardware(cluster: ClusterSpec, dtype: str = "bf16") -> tuple[Hardware, list[Assumption]]:
+def resolve_hardware(
+    cluster: ClusterSpec, dtype: str = "bf16", pack: Pack | None = None
+) -> tuple[Hardware, list[Assumption]]:
     """Hardware figures of a cluster and every assumption that they rest on.
 
     Args:
         cluster: What the file says.
         dtype: The model's dtype: a compute figure given without a dtype is taken for this one.
+        pack: Knowledge pack with accelerators, defaults and the memory to keep free.
 
     Raises:
         DiagnosticError: a needed figure is neither in the file nor in the catalogue (PD013).
     """
     chip = cluster.accelerator
-    entry = accelerator(chip.catalog) if chip.catalog else None
+    entry = accelerator(chip.catalog, pack) if chip.catalog else None
+    defaults = pack.defaults if pack else DEFAULTS
     made: list[Assumption] = []
     peaks, notes = _peaks(cluster, entry, dtype, made)
     memory = chip.memory or (entry.memory if entry else None)
     bandwidth = chip.bandwidth or (entry.bandwidth if entry else None)
     if memory is None or bandwidth is None:
         raise _missing(chip.name, "memory" if memory is None else "bandwidth")
-    reference: CatalogEntry | Defaults = entry or DEFAULTS
+    reference: CatalogEntry | Defaults = entry or defaults
     efficiency = _given(made, "compute efficiency", chip.compute_efficiency, reference.compute_efficiency)
     streaming = _given(made, "bandwidth efficiency", chip.bandwidth_efficiency, reference.bandwidth_efficiency)
     network = reference.network_efficiency
@@ -97,10 +101,10 @@ def resolve_hardware(cluster: ClusterSpec, dtype: str = "bf16") -> tuple[Hardwar
     )
     domain = cluster.scale_up.domain or _domain(cluster, entry)
     up = _link(
-        "scale_up", cluster.scale_up, entry.scale_up if entry else None, DEFAULTS.scale_up_latency_s, network, made
+        "scale_up", cluster.scale_up, entry.scale_up if entry else None, defaults.scale_up_latency_s, network, made
     )
     out = _link(
-        "scale_out", cluster.scale_out, entry.scale_out if entry else None, DEFAULTS.scale_out_latency_s, network, made
+        "scale_out", cluster.scale_out, entry.scale_out if entry else None, defaults.scale_out_latency_s, network, made
     )
     if up is None and out is None:
         if cluster.gpus != 1:
@@ -111,6 +115,8 @@ def resolve_hardware(cluster: ClusterSpec, dtype: str = "bf16") -> tuple[Hardwar
         made.append(
             Assumption(f"{missing} link", f"as {known}", "neither the file nor the catalogue gives a bandwidth")
         )
+    if pack is not None:
+        memory, made = _by_pack(pack, chip.catalog, memory, made)
     hardware = Hardware(
         chip.name, peaks, efficiency, memory, bandwidth, streaming, launch,
         up or out, out or up, domain, notes,  # type: ignore[arg-type]
@@ -158,6 +164,33 @@ def _domain(cluster: ClusterSpec, entry: CatalogEntry | None) -> int:
     if entry is not None and entry.scale_up.domain and entry.scale_up.domain > entry.gpus_per_node:
         return max(entry.scale_up.domain, 1)
     return cluster.gpus_per_node
+
+
+def _by_pack(pack: Pack, catalog: str | None, memory: float, made: list[Assumption]) -> tuple[float, list[Assumption]]:
+    """The memory that the pack leaves to use, and the assumptions with the place in the pack that they come from."""
+    cited = []
+    for a in made:
+        value = pack.cite(f"values.{_VALUE_OF.get(a.name, '')}")
+        chip = pack.cite(f"accelerators.{catalog}") if a.name in _CHIP_FIGURES else None
+        where = chip or value
+        cited.append(Assumption(a.name, a.value, f"{a.why}; {where} says so") if where else a)
+    reserve = pack.value("memory_reserve", 0.0)
+    if reserve:
+        cited.append(Assumption("memory reserve", f"{reserve:.0%}", f"{pack.cite('values.memory_reserve')} says so"))
+    return memory * (1 - reserve), cited
+
+
+_VALUE_OF = {
+    "compute efficiency": "compute_efficiency",
+    "bandwidth efficiency": "bandwidth_efficiency",
+    "network efficiency": "network_efficiency",
+    "launch overhead": "launch_overhead_s",
+    "scale_up latency": "scale_up_latency_s",
+    "scale_out latency": "scale_out_latency_s",
+}
+"""Names of assumptions to the pack's values that stand in."""
+
+_CHIP_FIGURES = frozenset({"scale_up bandwidth", "scale_out bandwidth"})
 
 
 def _given(made: list[Assumption], name: str, own: float | None, value: float) -> float:

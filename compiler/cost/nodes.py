@@ -106,7 +106,12 @@ def _transfer(graph: Graph, block: Block, work: Work, hardware: Hardware) -> Nod
 
 
 def _crosses(graph: Graph, block: Block, node: Node, hardware: Hardware) -> Number:
-    """Whether the message leaves its scale-up domain, per repetition of the node."""
+    """Whether the message leaves its scale-up domain, per repetition of the node.
+
+    ``crosses`` in the graph's ``meta`` answers for all of them: a mesh of arrays has no ranks to look at.
+    """
+    if "crosses" in graph.meta:
+        return bool(graph.meta["crosses"])
     if node.op == "kv_send":
         # The pools are apart unless everything fits one domain.
         return bool(graph.meta.get("pool_gpus", graph.mesh.gpus) > hardware.domain)

@@ -3,6 +3,7 @@
 from .cluster import AcceleratorSpec, ClusterSpec, LinkSpec
 from .dtypes import ACTIVATION_DTYPE, DTYPES, DType, dtype
 from .model import AttentionSpec, LayersSpec, ModelSpec, MoeSpec
+from .pack import Pack
 from .source import Assumption, LoadedSpec, SourceMap
 from .spec import Spec
 from .strategy import ChainTerm, StrategySpec
@@ -22,6 +23,7 @@ __all__ = [
     "LoadedSpec",
     "ModelSpec",
     "MoeSpec",
+    "Pack",
     "Requirements",
     "SourceMap",
     "Spec",

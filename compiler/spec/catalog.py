@@ -13,11 +13,14 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..diagnostics import Diagnostic, DiagnosticError
 from .dtypes import DTYPES
 from .model import ModelSpec
+
+if TYPE_CHECKING:
+    from .pack import Pack
 
 __all__ = [
     "DEFAULTS",
@@ -27,6 +30,8 @@ __all__ = [
     "PeakFlops",
     "accelerator",
     "accelerator_names",
+    "accelerator_rows",
+    "catalogue",
     "model",
     "model_names",
 ]
@@ -127,18 +132,18 @@ class CatalogEntry:
         return PeakFlops(bf16, "bf16", f"{self.name}: {why}")
 
 
-def accelerator_names() -> tuple[str, ...]:
-    """Names of all catalogued accelerators, in the catalogue's order."""
-    return tuple(_accelerators())
+def accelerator_names(pack: Pack | None = None) -> tuple[str, ...]:
+    """Names of all catalogued accelerators, in the catalogue's order; a knowledge pack may know more."""
+    return tuple(pack.accelerators if pack else _accelerators())
 
 
-def accelerator(name: str) -> CatalogEntry:
-    """The catalogue entry called ``name``.
+def accelerator(name: str, pack: Pack | None = None) -> CatalogEntry:
+    """The catalogue entry called ``name``, as a knowledge pack has it where one is given.
 
     Raises:
         DiagnosticError: PD016 with the nearest names, where there is none.
     """
-    entries = _accelerators()
+    entries = pack.accelerators if pack else _accelerators()
     if name not in entries:
         raise _unknown("accelerator", name, entries)
     return entries[name]
@@ -173,9 +178,24 @@ def _read_toml(file: str) -> dict[str, Any]:
     return tomllib.loads(files(__package__).joinpath(file).read_text(encoding="utf-8"))
 
 
+def accelerator_rows() -> dict[str, dict[str, Any]]:
+    """The catalogue as its file has it, in the units of its keys; a fresh copy."""
+    return _read_toml("accelerators.toml")
+
+
+def catalogue(rows: Mapping[str, Mapping[str, Any]], defaults: Defaults = DEFAULTS) -> Mapping[str, CatalogEntry]:
+    """Entries from rows such as those of :func:`accelerator_rows`, all keys right and present.
+
+    Args:
+        rows: Tables by name.
+        defaults: What stands in for efficiencies and latencies that a row does not have.
+    """
+    return MappingProxyType({name: _entry(name, dict(row), defaults) for name, row in rows.items()})
+
+
 @cache
 def _accelerators() -> Mapping[str, CatalogEntry]:
-    return MappingProxyType({name: _entry(name, row) for name, row in _read_toml("accelerators.toml").items()})
+    return catalogue(accelerator_rows())
 
 
 @cache
@@ -183,21 +203,25 @@ def _models() -> Mapping[str, ModelSpec]:
     return MappingProxyType({name: ModelSpec.model_validate(row) for name, row in _read_toml("models.toml").items()})
 
 
-def _entry(name: str, row: dict[str, Any]) -> CatalogEntry:
+_SHARES = ("compute_efficiency", "bandwidth_efficiency", "network_efficiency", "launch_overhead_s")
+
+
+def _entry(name: str, row: dict[str, Any], defaults: Defaults) -> CatalogEntry:
     """An entry from its TOML table; units go from the keys' (10^12, 10^9) to FLOP/s, bytes and bytes per second."""
     peaks = {dtype: tflops * 1e12 for dtype, tflops in row.pop("tflops").items()}
     if (fp4 := peaks.pop("fp4", None)) is not None:
         # one unit multiplies both block formats; they differ in scales only
         peaks |= {"nvfp4": fp4, "mxfp4": fp4}
     up = row.pop("scale_up")
+    row = {share: getattr(defaults, share) for share in _SHARES} | row
     return CatalogEntry(
         name=name,
-        peaks=MappingProxyType(peaks),
+        peaks=peaks,
         memory=row.pop("memory_gb") * 1e9,
         bandwidth=row.pop("memory_gb_per_s") * 1e9,
-        scale_up=CatalogLink(up["name"], up["gb_per_s"] * 1e9, DEFAULTS.scale_up_latency_s, up["domain"]),
-        scale_out=CatalogLink("network", _giga(row.pop("scale_out_gb_per_s", None)), DEFAULTS.scale_out_latency_s),
-        host=CatalogLink("host", _giga(row.pop("host_gb_per_s", None)), DEFAULTS.host_latency_s),
+        scale_up=CatalogLink(up["name"], up["gb_per_s"] * 1e9, defaults.scale_up_latency_s, up["domain"]),
+        scale_out=CatalogLink("network", _giga(row.pop("scale_out_gb_per_s", None)), defaults.scale_out_latency_s),
+        host=CatalogLink("host", _giga(row.pop("host_gb_per_s", None)), defaults.host_latency_s),
         sources=tuple(row.pop("sources")),
         notes=tuple(row.pop("notes", ())),
         **row,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..diagnostics import Diagnostic, Span
+from .pack import Pack
 from .spec import Spec
 
 SourceMap = dict[str, Span]
@@ -33,6 +34,11 @@ class LoadedSpec:
     diagnostics: tuple[Diagnostic, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
     """File names to their text, for carets."""
+
+    @property
+    def pack(self) -> Pack | None:
+        """The knowledge pack that the spec is judged by."""
+        return self.spec.pack
 
     def span(self, *paths: str) -> Span | None:
         """The span of the first path that is known."""

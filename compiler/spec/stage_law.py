@@ -28,6 +28,8 @@ class Degrees:
     redundant: int = 0
     ranks: int = 1
     sp_on_tp: bool = False
+    idle: int = 0
+    """GPUs that a knowledge pack's law counts beyond those of the ranks."""
 
     @property
     def adp(self) -> int:
@@ -41,7 +43,7 @@ class Degrees:
 
     @property
     def gpus(self) -> int:
-        return self.dp * self.pp * self.ranks
+        return self.dp * self.pp * self.ranks + self.idle
 
     def fits(self) -> bool:
         """Whether both views come out at whole numbers."""

@@ -3,8 +3,8 @@
 from .ep import LowerEp
 from .pp import LowerPp
 from .resolve import resolve
-from .sequence import LoweringPass, lowering_sequence
+from .sequence import LoweringPass, lower_at_once, lowering_sequence
 from .sp import LowerSp
 from .tp import LowerTp
 
-__all__ = ["LowerEp", "LowerPp", "LowerSp", "LowerTp", "LoweringPass", "lowering_sequence", "resolve"]
+__all__ = ["LowerEp", "LowerPp", "LowerSp", "LowerTp", "LoweringPass", "lower_at_once", "lowering_sequence", "resolve"]

@@ -20,12 +20,16 @@ class LowerEp:
     name: ClassVar[str] = "ep"
 
     def run(self, graph: Graph) -> Graph:
+        return resolve(self.place(graph), self.name)
+
+    def place(self, graph: Graph) -> Graph:
+        """The facts alone: how experts and routed tokens are cut."""
         lowered = replace(graph, level="ep")
         mesh = graph.mesh
         if mesh.view("ep") or mesh.view("edp") or graph.stream.placement.used & set(mesh.view("etp")):
             tokens = token_axes(mesh, graph.phase)
             lowered = lowered.map_nodes(lambda n: _place(n, mesh, tokens))
-        return resolve(lowered, self.name)
+        return lowered
 
 
 def token_axes(mesh: Mesh, phase: str) -> dict[str, tuple[str, ...]]:

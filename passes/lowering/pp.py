@@ -21,12 +21,16 @@ class LowerPp:
 
     def run(self, graph: Graph) -> Graph:
         # The logical graph is not placed yet; what is sent must be.
-        staged = replace(resolve(graph, self.name), stages=self.stages or graph.stages, level="pp")
+        return resolve(self.place(resolve(graph, self.name)), self.name)
+
+    def place(self, graph: Graph) -> Graph:
+        """The facts alone: stages, and sends and receives at their boundaries."""
+        staged = replace(graph, stages=self.stages or graph.stages, level="pp")
         if len(staged.stages) > 1 and not graph.with_role("boundary"):
             staged = replace(staged, blocks=_with_boundary(staged))
             if graph.phase == "decode":
                 staged = staged.map_blocks(_return_ids)
-        return resolve(staged, self.name)
+        return staged
 
 
 def _with_boundary(graph: Graph) -> tuple[Block, ...]:

@@ -20,6 +20,10 @@ class LowerSp:
     name: ClassVar[str] = "sp"
 
     def run(self, graph: Graph) -> Graph:
+        return resolve(self.place(graph), self.name)
+
+    def place(self, graph: Graph) -> Graph:
+        """The facts alone: how the stream is cut."""
         mesh = graph.mesh
         sp = mesh.view("sp")
         seq = (*sp, *(mesh.view("tp") if graph.meta.get("megatron_sp") else ()))
@@ -34,4 +38,4 @@ class LowerSp:
                 return replace(node, constraints={**node.constraints, "seq": sp})
 
             lowered = lowered.map_nodes(cut)
-        return resolve(lowered, self.name)
+        return lowered

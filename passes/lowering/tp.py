@@ -18,8 +18,11 @@ class LowerTp:
     name: ClassVar[str] = "tp"
 
     def run(self, graph: Graph) -> Graph:
-        lowered = replace(graph, level="tp").map_nodes(lambda n: _cut(n, graph.mesh))
-        return resolve(lowered, self.name)
+        return resolve(self.place(graph), self.name)
+
+    def place(self, graph: Graph) -> Graph:
+        """The facts alone: how weights are cut."""
+        return replace(graph, level="tp").map_nodes(lambda n: _cut(n, graph.mesh))
 
 
 def _cut(node: Node, mesh: Mesh) -> Node:

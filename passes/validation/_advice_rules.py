@@ -1,6 +1,6 @@
 """Rules on what the numbers of a compiled phase say beyond memory and requirements. All are advice but PD313.
 
-Every threshold is a constant below, with its reason.
+Every threshold is a constant below, with its reason; a knowledge pack may set another one.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ def advice_findings(loaded: LoadedSpec, phases: Phases) -> Iterator[Diagnostic]:
             yield Diagnostic(rule.code, f.message, loaded.span(*f.at), f.expected, f.help, f.severity)
 
 
+def _limit(loaded: LoadedSpec, name: str, usual: float) -> float:
+    """A threshold: the knowledge pack's, else the usual one."""
+    return loaded.pack.value(name, usual) if loaded.pack else usual
+
+
 def over_parallelised(loaded: LoadedSpec, phases: Phases) -> Iterator[Finding]:
     """Fewer ranks in decode are not faster than those asked for."""
     strategy = loaded.spec.strategy("decode")
@@ -103,12 +108,13 @@ def bubbles(loaded: LoadedSpec, phases: Phases) -> Iterator[Finding]:
             continue
         busy = _stage_seconds(analysis)
         idle = 1 - float(busy.sum()) / (stages * analysis.latency)
-        if idle > BUBBLES:
+        most = _limit(loaded, "stage_idle_share", BUBBLES)
+        if idle > most:
             m = sum(i.first for i in analysis.graph.items)
             yield Finding(
                 f"{phase}: the {stages} stages idle {idle:.0%} of the time, with {m} micro-batch{'es' * (m > 1)}",
                 (f"strategy.{phase}.microbatches", f"strategy.{phase}.pp", f"strategy.{phase}"),
-                f"stages that idle less than {BUBBLES:.0%}",
+                f"stages that idle less than {most:.0%}",
                 f"use `microbatches {stages}`"
                 if m < stages
                 else "use more micro-batches or smaller chunks, or fewer stages",
@@ -120,12 +126,13 @@ def uneven_stages(loaded: LoadedSpec, phases: Phases) -> Iterator[Finding]:
     for phase, analysis in phases.items():
         seconds = _stage_seconds(analysis)
         ratio = float(seconds.max() / seconds.mean()) if len(seconds) > 1 else 1.0
-        if ratio > IMBALANCE:
+        most = _limit(loaded, "stage_imbalance", IMBALANCE)
+        if ratio > most:
             slowest = int(seconds.argmax())
             yield Finding(
                 f"{phase}: stage {slowest} takes {ratio:.2f} times as long as the mean of the {len(seconds)} stages",
                 (f"strategy.{phase}.pp", f"strategy.{phase}"),
-                f"at most {IMBALANCE:g} times",
+                f"at most {most:g} times",
                 f"give stage {slowest} fewer layers: `pp {len(seconds)} {{ layers ... }}`",
             )
 
@@ -141,13 +148,14 @@ def communication_dominates(loaded: LoadedSpec, phases: Phases) -> Iterator[Find
     """Less than half of a phase's time goes to communication."""
     for phase, analysis in phases.items():
         share, _ = _network_shares(analysis)
-        if share > COMMUNICATION:
+        most = _limit(loaded, "communication_share", COMMUNICATION)
+        if share > most:
             row = max((t for t in analysis.traffic if t.op != "KVTransfer"), key=lambda t: t.seconds)
             term = row.axes if row.axes in {"pp", "sp", "tp"} else "ep"
             yield Finding(
                 f"{phase}: {share:.0%} of the time is communication, most of it {row.op} over {row.axes}",
                 (f"strategy.{phase}.{term}", f"strategy.{phase}"),
-                f"at most {COMMUNICATION:.0%}",
+                f"at most {most:.0%}",
                 f"lower `{term}`, keep its group on the fast link, or overlap it with computation",
             )
 
@@ -156,11 +164,12 @@ def messages_too_small(loaded: LoadedSpec, phases: Phases) -> Iterator[Finding]:
     """Collectives move enough to be worth their hops."""
     for phase, analysis in phases.items():
         _, share = _network_shares(analysis)
-        if share > LATENCY:
+        most = _limit(loaded, "latency_share", LATENCY)
+        if share > most:
             yield Finding(
                 f"{phase}: {share:.0%} of the time is latency of collectives whose messages are too small",
                 (f"strategy.{phase}.tp", f"strategy.{phase}"),
-                f"at most {LATENCY:.0%}",
+                f"at most {most:.0%}",
                 "use fewer ranks or micro-batches, or a larger batch",
             )
 
@@ -191,13 +200,14 @@ def pools_out_of_ratio(loaded: LoadedSpec, phases: Phases) -> Iterator[Finding]:
         return
     rates = _requests_per_s(loaded, phases)
     ratio = rates["prefill"] / rates["decode"]
-    if not 1 / OUT_OF_RATIO <= ratio <= OUT_OF_RATIO:
+    most = max(1.0, _limit(loaded, "pool_ratio", OUT_OF_RATIO))
+    if not 1 / most <= ratio <= most:
         pair: tuple[Phase, Phase] = ("decode", "prefill") if ratio > 1 else ("prefill", "decode")
         slow, fast = pair
         yield Finding(
             f"the {fast} pool serves {rates[fast]:.3g} requests/s, the {slow} pool {rates[slow]:.3g}",
             (f"strategy.{slow}", "strategy.prefill"),
-            f"pools within a factor of {OUT_OF_RATIO:g}",
+            f"pools within a factor of {most:g}",
             f"give {slow} about {max(ratio, 1 / ratio):.2g} times its GPUs, or take them from {fast}",
         )
 

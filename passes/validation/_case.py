@@ -11,7 +11,8 @@ from ...compiler.build.mesh import mesh_of
 from ...compiler.diagnostics import Diagnostic, Severity
 from ...compiler.ir.mesh import AxesDoNotNest, Mesh
 from ...compiler.spec import ChainTerm, LoadedSpec, ModelSpec, Spec, StrategySpec
-from ...compiler.spec.stage_law import Degrees, degrees_of
+from ...compiler.spec.pack_law import degrees_in, open_strategy
+from ...compiler.spec.stage_law import Degrees
 from ...compiler.spec.strategy import Phase
 
 _ROOTS = ("model", "cluster", "workload", "strategy")
@@ -67,8 +68,7 @@ class Case:
     @cached_property
     def degrees(self) -> Degrees:
         """Degrees of the phase; EP counts only where there are experts."""
-        chain = tuple(t for t in self.strategy.chain if t.name != "ep" or self.model.moe)
-        return degrees_of(self.strategy.model_copy(update={"chain": chain}), is_moe=self.model.moe is not None)
+        return degrees_in(self.spec, self.strategy)
 
     @cached_property
     def mesh(self) -> Mesh | None:
@@ -80,7 +80,7 @@ class Case:
 
     def with_option(self, name: str, value: int) -> Case:
         """The case with another degree (or ``etp``, ``redundant``, ``ranks``, ``microbatches``)."""
-        s = self.strategy
+        s = self.strategy if name == "ranks" else open_strategy(self.spec, self.strategy)
         if name in {"ranks", "microbatches", "chunk"}:
             return replace(self, strategy=s.model_copy(update={name: value}))
         owner, field = ("ep", name) if name in {"etp", "redundant"} else (name, "degree")

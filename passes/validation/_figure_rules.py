@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ...compiler.build.mesh import pools_separate
-from ...compiler.spec import ClusterSpec, LinkSpec, LoadedSpec
+from ...compiler.spec import LinkSpec, LoadedSpec, Pack, Spec
 from ...compiler.spec.catalog import CatalogEntry, accelerator, accelerator_names
 from ...compiler.spec.counts import parameters
+from ...compiler.spec.pack_law import scale_up_domain
 from ._case import Case, Finding, count
-from ._law_rules import scale_up_domain
 
 CLAIM_TOLERANCE = 0.05
 """Share by which a claimed parameter count may differ from the dimensions' own."""
@@ -97,8 +97,9 @@ def _figures(loaded: LoadedSpec) -> Iterator[tuple[str, str, float, float, str]]
     """(name, field path, value, highest credible value, whose it is) of every figure that the file gives."""
     spec = loaded.spec
     chip, base = spec.cluster.accelerator, "cluster.accelerator"
-    entry = accelerator(chip.catalog) if chip.catalog else _by_name(chip.name)
-    known = [entry] if entry else [accelerator(n) for n in accelerator_names()]
+    pack = spec.pack
+    entry = accelerator(chip.catalog, pack) if chip.catalog else _by_name(chip.name, pack)
+    known = [entry] if entry else [accelerator(n, pack) for n in accelerator_names(pack)]
     where = f"{entry.name}'s in the catalogue" if entry else f"the limit of {FUTURE:g} times the catalogue's best"
     factor = 1.0 if entry else FUTURE
     for name, value in chip.compute.items():
@@ -120,10 +121,10 @@ def _figures(loaded: LoadedSpec) -> Iterator[tuple[str, str, float, float, str]]
             yield f"link {name}", f"cluster.{name}.bandwidth", link.bandwidth, times * fastest, whose
 
 
-def _by_name(name: str) -> CatalogEntry | None:
+def _by_name(name: str, pack: Pack | None) -> CatalogEntry | None:
     """The catalogue's entry that a quoted name means: all of its words, in order, from the first on."""
     words = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_").removeprefix("nvidia_")
-    found = [accelerator(n) for n in accelerator_names() if n == words or n.startswith(f"{words}_")]
+    found = [accelerator(n, pack) for n in accelerator_names(pack) if n == words or n.startswith(f"{words}_")]
     return max(found, key=lambda e: e.peak_flops("bf16").flops) if found and words else None
 
 
@@ -132,8 +133,8 @@ def link_missing(loaded: LoadedSpec, cases: Sequence[Case]) -> Iterator[Finding]
     cluster = loaded.spec.cluster
     needs = [c.degrees.gpus for c in cases]
     used = (sum(needs) if pools_separate(loaded.spec) else max(needs, default=0)) if needs else 0
-    up, out = _bandwidths(cluster)
-    domain = scale_up_domain(cluster)
+    up, out = _bandwidths(loaded.spec)
+    domain = scale_up_domain(cluster, loaded.pack)
     # with neither the figures cannot be computed at all, which is an error of its own (PD013)
     for name, have, other, needed in (("scale_up", up, out, used > 1), ("scale_out", out, up, used > domain)):
         if needed and have is None and other is not None:
@@ -146,7 +147,8 @@ def link_missing(loaded: LoadedSpec, cases: Sequence[Case]) -> Iterator[Finding]
             )
 
 
-def _bandwidths(cluster: ClusterSpec) -> tuple[float | None, float | None]:
-    entry = accelerator(cluster.accelerator.catalog) if cluster.accelerator.catalog else None
+def _bandwidths(spec: Spec) -> tuple[float | None, float | None]:
+    cluster = spec.cluster
+    entry = accelerator(cluster.accelerator.catalog, spec.pack) if cluster.accelerator.catalog else None
     up = cluster.scale_up.bandwidth or (entry.scale_up.bandwidth if entry else None)
     return up, cluster.scale_out.bandwidth or (entry.scale_out.bandwidth if entry else None)

@@ -9,8 +9,9 @@ import numpy as np
 
 from ...compiler.build.mesh import mesh_of
 from ...compiler.ir.mesh import Mesh
-from ...compiler.spec import ClusterSpec
+from ...compiler.spec import Spec
 from ...compiler.spec.catalog import accelerator
+from ...compiler.spec.pack_law import scale_up_domain
 from ._case import Case, Finding, near
 from ._shape_rules import SHAPE_RULES
 
@@ -131,8 +132,7 @@ def spans_slow_link(case: Case) -> Iterator[Finding]:
     """A TP or EP group inside one scale-up domain is faster."""
     if case.mesh is None:
         return
-    cluster = case.spec.cluster
-    domain = scale_up_domain(cluster)
+    domain = scale_up_domain(case.spec.cluster, case.spec.pack)
     for view in ("tp", "ep"):
         size = case.degrees.tp if view == "tp" else case.degrees.ep
         if size > 1 and _crosses(_placed(case, case.mesh), view, domain):
@@ -143,7 +143,7 @@ def spans_slow_link(case: Case) -> Iterator[Finding]:
             )
             yield Finding(
                 f"{'an' if view == 'ep' else 'a'} {view.upper()} group of {size} GPUs leaves the scale-up domain "
-                f"of {domain}{_speeds(cluster)}",
+                f"of {domain}{_speeds(case.spec)}",
                 (view,),
                 f"groups inside one scale-up domain of {domain} GPUs",
                 help_,
@@ -168,19 +168,9 @@ def _crosses(mesh: Mesh, view: str, domain: int) -> bool:
     return bool(((first // domain) != ((first + span) // domain)).any())
 
 
-def scale_up_domain(cluster: ClusterSpec) -> int:
-    """GPUs that the fast link joins: as given, one node, or a rack-wide fabric where the accelerator has one."""
-    if cluster.scale_up.domain is not None:
-        return cluster.scale_up.domain
-    if cluster.accelerator.catalog is not None:
-        entry = accelerator(cluster.accelerator.catalog)
-        if entry.scale_up.domain is not None and entry.scale_up.domain > entry.gpus_per_node:
-            return entry.scale_up.domain
-    return cluster.gpus_per_node
-
-
-def _speeds(cluster: ClusterSpec) -> str:
-    entry = accelerator(cluster.accelerator.catalog) if cluster.accelerator.catalog else None
+def _speeds(spec: Spec) -> str:
+    cluster = spec.cluster
+    entry = accelerator(cluster.accelerator.catalog, spec.pack) if cluster.accelerator.catalog else None
     up = cluster.scale_up.bandwidth or (entry.scale_up.bandwidth if entry else None)
     out = cluster.scale_out.bandwidth or (entry.scale_out.bandwidth if entry else None)
     return f": {out / 1e9:g} GB/s per GPU instead of {up / 1e9:g} GB/s" if up and out else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ...compiler.spec.dtypes import DTYPES
 from ._case import Case, Finding, Rule, choices, near
 
-_BLOCK_BOTH_WAYS = frozenset({"fp8"})
+BLOCK_BOTH_WAYS = frozenset({"fp8"})
 """Formats whose scales cover square blocks; the others group elements along the summed dimension only."""
 
 
@@ -117,7 +117,7 @@ def _cut_widths(case: Case) -> Iterator[tuple[str, str, int, str, int]]:
     model, d, a = case.model, case.degrees, case.model.attention
     dtype = model.projection_dtype
     yield "output projection", dtype, a.heads * ((a.v_dim or 0) if a.kind == "mla" else a.head_dim), "tp", d.tp
-    if dtype in _BLOCK_BOTH_WAYS:
+    if dtype in BLOCK_BOTH_WAYS:
         yield "query projection", dtype, a.heads * a.head_dim, "tp", d.tp
         if a.kind != "mla":
             yield "key and value projection", dtype, a.kv_heads * a.head_dim, "tp", min(d.tp, a.kv_heads)

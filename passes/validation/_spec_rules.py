@@ -127,5 +127,8 @@ def _law(case: Case) -> str:
     """``128 GPUs (pp 4 * 32 ranks)``."""
     d = case.degrees
     parts = [f"{n} {v}" for n, v in (("dp", d.dp), ("pp", d.pp)) if v > 1]
-    detail = f" ({' * '.join([*parts, f'{d.ranks} ranks of a stage'])})" if parts else ""
+    parts = [*parts, f"{d.ranks} ranks of a stage"] if parts or d.idle else []
+    idle = f" + {d.idle:,} idle" if d.idle else ""
+    law = case.spec.pack.cite("law.gpus") if case.spec.pack else None
+    detail = f" ({' * '.join(parts)}{idle}{f', {law}' if law else ''})" if parts or law else ""
     return count(d.gpus, "GPU") + detail

@@ -7,9 +7,12 @@ from dataclasses import replace
 
 from ...compiler.diagnostics import Diagnostic
 from ...compiler.spec import LoadedSpec
+from ...compiler.spec.pack import CONSTRAINT, graded
+from ...compiler.spec.pack_law import settled
 from . import _chain_rules as chain
 from . import _figure_rules as figures
 from . import _law_rules as law
+from . import _pack_rules as packs
 from . import _pool_rules as pools
 from . import _spec_rules as whole
 from . import _work_rules as work
@@ -17,7 +20,7 @@ from ._case import Case, Rule
 from ._shape_rules import SHAPE_RULES
 
 _CHAIN = frozenset({"PD201", "PD203"})
-_LAW = _CHAIN | {"PD205"}
+_LAW = _CHAIN | {"PD036", "PD205"}
 
 PHASE_RULES: tuple[Rule, ...] = (
     Rule("PD201", chain.unknown_dimension),
@@ -26,7 +29,8 @@ PHASE_RULES: tuple[Rule, ...] = (
     Rule("PD204", chain.sp_in_decode),
     Rule("PD209", chain.nothing_to_split),
     Rule("PD011", chain.misplaced_option),
-    Rule("PD205", law.no_whole_groups, unless=_CHAIN),
+    Rule("PD036", packs.law_not_lowered, unless=_CHAIN),
+    Rule("PD205", law.no_whole_groups, unless=_CHAIN | {"PD036"}),
     Rule("PD223", chain.unknown_option),
     Rule("PD223", law.placement_no_permutation),
     Rule("PD224", chain.unsupported_kind),
@@ -40,6 +44,7 @@ PHASE_RULES: tuple[Rule, ...] = (
     Rule("PD220", work.chunk_too_small, unless=frozenset({"PD218"})),
     Rule("PD306", work.too_many_items, unless=frozenset({"PD218", "PD220"})),
     Rule("PD222", law.dense_attention_dp, unless=_LAW),
+    Rule(CONSTRAINT, packs.constraints_broken, unless=_LAW),
     Rule("PD225", pools.redundant_without_ep),
     Rule("PD228", pools.latent_replicated, unless=_LAW | {"PD211"}),
     Rule("PD305", law.spans_slow_link, unless=_LAW | {"PD206", "PD211", "PD212", "PD223"}),
@@ -70,7 +75,8 @@ def check_spec(loaded: LoadedSpec) -> tuple[LoadedSpec, list[Diagnostic]]:
         loaded: Spec and places.
 
     Returns:
-        The spec as it is compiled (SP gone from decode, ``placement`` completed), and all findings in the order of
+        The spec as it is compiled (SP gone from decode, ``placement`` completed, what a knowledge
+        pack's law decides written out), and all findings in the order of
         phases and rules. With errors among them the spec must not be built.
     """
     found: list[Diagnostic] = []
@@ -86,8 +92,9 @@ def check_spec(loaded: LoadedSpec) -> tuple[LoadedSpec, list[Diagnostic]]:
             news = [rule.diagnose(loaded, f) for f in rule.check(loaded, cases)]
             found += news
             codes |= {d.code for d in news}
-    spec = loaded.spec.model_copy(update={"strategies": tuple(c.strategy for c in cases)})
-    return replace(loaded, spec=spec), list(dict.fromkeys(found))
+    strategies = tuple(c.strategy if _LAW & codes else settled(loaded.spec, c.strategy) for c in cases)
+    spec = loaded.spec.model_copy(update={"strategies": strategies})
+    return replace(loaded, spec=spec), graded(dict.fromkeys(found), loaded.pack)
 
 
 def _of_phase(written: Case, case: Case) -> Iterator[Diagnostic]:

@@ -128,7 +128,7 @@ def _editable(loaded: LoadedSpec) -> LoadedSpec | None:
 
 def _reload(loaded: LoadedSpec, text: str) -> LoadedSpec:
     file = next(iter(loaded.texts), "<text>")
-    return load_text(text, file, Path(file).parent)
+    return load_text(text, file, Path(file).parent, loaded.pack)
 
 
 def _text(loaded: LoadedSpec) -> str:

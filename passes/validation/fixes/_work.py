@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ....compiler.build.items import replica_batch
+from ....compiler.spec.pack_law import scale_up_domain
 from ....compiler.spec.strategy import Phase
 from .._case import Case
-from .._law_rules import scale_up_domain
 from .._work_rules import MAX_ITEMS, largest_microbatch
 from ._degrees import powers, quick
 from ._steps import Candidate, Change, Kind, same, set_degree, set_options, set_term, together
@@ -43,7 +43,7 @@ def over_memory(case: Case) -> Iterator[Candidate]:
     if case.degrees.redundant and case.model.moe and case.model.moe.experts % case.degrees.ep == 0:
         yield Candidate(Kind.CHANGE, set_term("ep", redundant=0))
     d, limit = case.degrees, case.spec.cluster.gpus
-    domain = scale_up_domain(case.spec.cluster)
+    domain = scale_up_domain(case.spec.cluster, case.spec.pack)
     found: list[tuple[tuple[int, bool, int, int, int], Change]] = []
     for rank, name in enumerate(("tp", "ep", "pp")):
         if name == "ep" and d.ep == 1:

@@ -1,0 +1,169 @@
+"""``paradag plan``: the best strategies for a deployment condition."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from threading import Timer
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..diagnostics import Diagnostic, Severity
+from ._common import OutputFormat, report, reporting
+from .sweep import Where, run_sweep
+
+if TYPE_CHECKING:
+    from ..plan import Deployment, Miss, Plan, Progress
+    from ..spec import LoadedSpec
+
+_PATIENCE = 1.0
+"""Seconds before a progress bar is shown."""
+
+
+class Goal(StrEnum):
+    """What is optimised."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    BALANCED = "balanced"
+
+
+def plan_command(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files, or folders of them; strategies in them are not looked at. Of several, each is planned on a "
+            "worker, into SAVE_PATH/STEM.",
+            metavar="FILE...",
+        ),
+    ],
+    save_path: Annotated[Path, typer.Option("--save-path", help="Folder of the results; made if missing.")] = Path(),
+    objective: Annotated[
+        Goal | None,
+        typer.Option("--objective", help="Default: throughput where the file requires a TTFT, else latency."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, max=1000, help="How many deployments are compared.")] = 5,
+    max_gpus: Annotated[
+        int | None, typer.Option("--max-gpus", min=1, max=4096, help="Most GPUs; default the cluster's.")
+    ] = None,
+    executor: Annotated[
+        Where, typer.Option("--executor", help="Workers of several files: this machine's processes, or a Ray cluster.")
+    ] = Where.LOCAL,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=4096, help="Most workers; default the cores.", metavar="N")
+    ] = None,
+) -> None:
+    """Find the best parallel strategies of prefill and decode for a model, a cluster and a workload.
+
+    Standard output is one JSON document with the files written. Exit code: 0 found, 1 nothing meets the requirements
+    (then the closest are told) or errors in the file, 2 for an unreadable file; of several files the highest, and 130
+    after Ctrl-C.
+    """
+    options: dict[str, Any] = {"objective": objective.value if objective else None, "top": top, "max_gpus": max_gpus}
+    if len(files) > 1 or files[0].is_dir() or executor is Where.RAY:
+        run_sweep(files, save_path, options, executor, workers)
+    with reporting(OutputFormat.TEXT):
+        from ..driver import load
+        from ..plan.write import write_files
+
+        loaded = load(files[0])
+        with _progress() as told:
+            plan, contents = planned(loaded, options, told)
+        paths = write_files(contents, save_path)
+    typer.echo(json.dumps({"save_path": [str(p) for p in paths]}))
+    if not plan.complete:
+        typer.echo("interrupted: the best so far", err=True)
+    if plan.chosen is not None:
+        typer.echo(summary(plan, plan.chosen), err=True)
+    if not plan.feasible:
+        report(why_infeasible(plan), OutputFormat.TEXT)
+        raise typer.Exit(1)
+
+
+def planned(
+    loaded: LoadedSpec, options: Mapping[str, Any], progress: Progress | None = None
+) -> tuple[Plan, dict[str, bytes]]:
+    """The plan of one file and the files that tell it, by name: all that a sweep's worker does, too."""
+    from ..driver import plan as find
+    from ..plan.write import plan_files
+
+    plan = find(loaded, **options, progress=progress)
+    bounds = {name: value for name, value in options.items() if name != "objective"}
+    return plan, plan_files(plan, loaded, **bounds, progress=progress)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on standard error, from the second second on; none where nobody looks."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("searching", total=None)
+    timer = Timer(_PATIENCE, bar.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield lambda what: bar.update(task, description=what)
+    finally:
+        timer.cancel()
+        timer.join()
+        bar.stop()
+
+
+def summary(plan: Plan, chosen: Deployment) -> str:
+    """The choice in a few lines."""
+    from ..plan.report import choice_lines
+
+    considered = sum(c.considered for c in plan.counts.values())
+    told = f"{plan.evaluated:,} of {considered:,} strategies evaluated in {plan.seconds:.2f} s"
+    return "\n".join([*choice_lines(chosen), told])
+
+
+_MISSED = {
+    "memory": ("PD301", "memory of the fullest GPU", 1e9, "GB"),
+    "ttft": ("PD302", "TTFT", 1.0, "s"),
+    "tpot": ("PD303", "TPOT", 1e-3, "ms"),
+    "throughput": ("PD304", "throughput", 1.0, "tokens/s"),
+    "rate": ("PD316", "served rate", 1.0, "requests/s"),
+}
+"""Constraint to code, name, and the unit in which it is told."""
+
+
+def why_infeasible(plan: Plan) -> list[Diagnostic]:
+    """What the closest deployment misses, as errors."""
+    if not plan.top:
+        return [_nothing(plan)]
+    closest = plan.top[0]
+    return [_missed(miss, closest) for miss in closest.misses] or [_nothing(plan)]
+
+
+def _missed(miss: Miss, closest: Deployment) -> Diagnostic:
+    code, name, unit, shown = _MISSED[miss.constraint]
+    bound = "at most" if miss.constraint in ("memory", "ttft", "tpot") else "at least"
+    return Diagnostic(
+        code,
+        f"no strategy meets the requirements; the closest reaches a {name} of {miss.value / unit:.4g} {shown} "
+        f"on {closest.numbers.gpus} GPUs with a batch of {closest.numbers.batch}",
+        expected=f"{bound} {miss.limit / unit:.4g} {shown}",
+        help=f"relax it by a factor of {miss.factor:.3g}, or give more GPUs",
+        severity=Severity.ERROR,
+    )
+
+
+def _nothing(plan: Plan) -> Diagnostic:
+    considered = sum(c.considered for c in plan.counts.values())
+    return Diagnostic(
+        "PD301",
+        f"none of {considered:,} strategies is legal and fits into the GPUs' memory",
+        expected="weights + KV cache + activations + communication buffers within each GPU's memory",
+        help="give more GPUs, a smaller batch, or a narrower dtype or kv_dtype",
+        severity=Severity.ERROR,
+    )

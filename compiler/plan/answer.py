@@ -1,0 +1,220 @@
+"""From ranked deployments to the plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..spec import ChainTerm, Spec, StrategySpec
+from ..spec.strategy import Phase
+from .joint import Options, Pairs, misses, pareto, ranking
+from .layouts import Layouts
+from .result import Columns, Deployment, Miss, Numbers, Plan
+from .space import Candidates
+
+if TYPE_CHECKING:
+    from .search import Search
+    from .table import PhaseTable
+
+Ints = NDArray[np.int64]
+Tables = Mapping[Phase, "PhaseTable"]
+PhaseOptions = Sequence[Mapping[tuple[Phase, bool], Options]]
+"""Per batch, the options by phase and whether pools are separate."""
+
+PARETO = 64
+"""Most deployments of the Pareto frontier that are told."""
+
+
+def answer(
+    search: Search,
+    tables: Tables,
+    pairs: Pairs,
+    options: PhaseOptions,
+    *,
+    complete: bool,
+    counts: Tables | None = None,
+) -> Plan:
+    """The plan of a search.
+
+    Args:
+        search: What was searched.
+        tables: Strategies of the phases.
+        pairs: Deployments.
+        options: What the deployments' columns number.
+        complete: Whether the search came to its end.
+        counts: Tables with the counts, where ``tables`` hold strategies that do not fit into memory.
+    """
+    spec, work = search.spec, search.spec.workload
+    output = work.output if "decode" in search.phases else work.input
+    factors = misses(pairs, work.require, work.rate, work.output)
+    worst = np.max([np.ones(len(pairs)), *factors.values()], axis=0)
+    feasible = np.flatnonzero(worst <= 1.0) if counts is None else np.zeros(0, dtype=np.int64)
+    writer = _Writer(search, tables, pairs, options, factors, output)
+    per_gpu = spec.cluster.nodes is None
+    order = feasible[ranking(pairs[feasible], search.objective, per_gpu, output)]
+    front = _front(pairs, feasible, output)
+    if not len(feasible):
+        # the closest: by the requirement that is missed most
+        order = np.argsort(worst, kind="stable")
+    top = tuple(writer.deployment(int(i)) for i in order[: search.top])
+    chosen = top[0] if len(feasible) else None
+    return Plan(
+        objective=search.objective,
+        spec=_chosen_spec(spec, chosen),
+        chosen=chosen,
+        top=top,
+        pareto=tuple(writer.deployment(int(i)) for i in front),
+        counts={phase: table.counts for phase, table in (counts or tables).items()},
+        pairs=len(pairs),
+        tables={phase: _columns(table) for phase, table in tables.items()},
+        runner_up=_distance(search.objective, per_gpu, top) if chosen else None,
+        assumptions=tuple(search.assumptions),
+        seconds=time.perf_counter() - search.began,
+        complete=complete,
+    )
+
+
+def _front(pairs: Pairs, feasible: Ints, output: int) -> Ints:
+    """The Pareto frontier of feasible deployments: that of the frontiers of each batch."""
+    by_batch = np.split(feasible, np.flatnonzero(np.diff(pairs.batch[feasible])) + 1)
+    each = np.concatenate([part[pareto(pairs[part], output)] for part in by_batch])
+    return each[pareto(pairs[each], output)][:PARETO]
+
+
+class _Writer:
+    """Turns numbers of deployments into deployments."""
+
+    def __init__(
+        self,
+        search: Search,
+        tables: Tables,
+        pairs: Pairs,
+        options: PhaseOptions,
+        factors: Mapping[str, NDArray[np.float64]],
+        output: int,
+    ) -> None:
+        self.search, self.tables, self.pairs, self.options = search, tables, pairs, options
+        self.factors, self.output = factors, output
+
+    def deployment(self, index: int) -> Deployment:
+        pairs, search = self.pairs, self.search
+        separate = bool(pairs.separate[index])
+        by_phase = self.options[int(pairs.batch[index])]
+        chosen = {phase: (by_phase[phase, separate], int(getattr(pairs, phase)[index])) for phase in search.phases}
+        strategies = tuple(
+            strategy_spec(phase, self.tables[phase].candidates, self.tables[phase].costs.layouts,
+                          int(o.strategy[i]), int(o.dp[i]), separate=separate)
+            for phase, (o, i) in chosen.items()
+        )  # fmt: skip
+        requests = float(pairs.requests[index])
+        numbers = Numbers(
+            batch=search.batches[int(pairs.batch[index])],
+            gpus=int(pairs.gpus[index]),
+            gpus_by_phase={phase: int(o.gpus[i]) for phase, (o, i) in chosen.items()},
+            ttft_s=float(pairs.ttft[index]) if "prefill" in chosen else None,
+            tpot_s=float(pairs.tpot[index]) if "decode" in chosen else None,
+            requests_per_s=requests,
+            tokens_per_s=requests * self.output,
+            memory_bytes=self._memory(chosen, separate),
+            kv_transfer_s=float(pairs.transfer[index]),
+        )
+        return Deployment(strategies, separate, numbers, self._misses(index, numbers))
+
+    def _memory(self, chosen: Mapping[Phase, tuple[Options, int]], separate: bool) -> dict[Phase, float]:
+        """Bytes of each phase's fullest GPU, as `compile` counts them."""
+        needs = {p: (self.tables[p].alone if separate else self.tables[p].needs) for p in chosen}
+        rows = {p: int(o.strategy[i]) for p, (o, i) in chosen.items()}
+        total = {p: float(needs[p].total[rows[p]]) for p in chosen}
+        if len(chosen) < 2:
+            return total
+        (first, i), (second, j) = chosen["prefill"], chosen["decode"]
+        if separate or first.cache[i] != second.cache[j]:
+            total["prefill"] = float(needs["prefill"].with_transfer[rows["prefill"]])
+        if not separate and first.layout[i] != second.layout[j]:
+            total["prefill"] += float(needs["decode"].weights[rows["decode"]])
+            total["decode"] += float(needs["prefill"].weights[rows["prefill"]])
+        return total
+
+    def _misses(self, index: int, numbers: Numbers) -> tuple[Miss, ...]:
+        require, rate = self.search.spec.workload.require, self.search.spec.workload.rate
+        limits = {"ttft": require.ttft, "tpot": require.tpot, "throughput": require.throughput, "rate": rate}
+        values = {
+            "ttft": numbers.ttft_s,
+            "tpot": numbers.tpot_s,
+            "throughput": numbers.tokens_per_s,
+            "rate": numbers.requests_per_s,
+        }
+        found = [
+            Miss(name, float(value), float(limit))
+            for name, factor in self.factors.items()
+            if factor[index] > 1 and (value := values[name]) is not None and (limit := limits[name]) is not None
+        ]
+        memory, capacity = max(numbers.memory_bytes.values()), self.search.hardware.memory
+        if memory > capacity:
+            found.append(Miss("memory", memory, capacity))
+        return tuple(sorted(found, key=lambda m: -m.factor))
+
+
+def strategy_spec(
+    phase: Phase, candidates: Candidates, layouts: Layouts, index: int, dp: int, *, separate: bool
+) -> StrategySpec:
+    """A strategy as the language says it: degrees of 1 and what follows from the law are left out."""
+    at = int(candidates.layout[index])
+    d = layouts.degrees(at, pp=int(candidates.pp[index]), dp=dp)
+    chain = [ChainTerm(name=name, degree=degree) for name, degree in (("dp", d.dp), ("pp", d.pp)) if degree > 1]
+    if d.sp_on_tp:
+        chain.append(ChainTerm(name="sp", kind="tp"))
+    elif d.sp > 1:
+        chain.append(ChainTerm(name="sp", degree=d.sp))
+    usual = 1 if d.ep > 1 else d.tp
+    if d.ep > 1 or d.etp != usual:
+        chain.append(ChainTerm(name="ep", degree=d.ep, etp=d.etp if d.etp != usual else None))
+    if d.tp > 1:
+        chain.append(ChainTerm(name="tp", degree=d.tp))
+    return StrategySpec(
+        phase=phase,
+        chain=tuple(chain),
+        ranks=d.ranks if d.ranks != max(d.sp * d.tp, d.ep * d.etp) else None,
+        microbatches=int(candidates.microbatches[index]),
+        chunk=int(candidates.chunk[index]) or None,
+        pools="separate" if separate else "shared",
+    )
+
+
+def _chosen_spec(spec: Spec, chosen: Deployment | None) -> Spec:
+    if chosen is None:
+        return spec.model_copy(update={"strategies": ()})
+    work = spec.workload.model_copy(update={"batch": chosen.numbers.batch})
+    return spec.model_copy(update={"strategies": chosen.strategies, "workload": work})
+
+
+def _distance(objective: str, per_gpu: bool, top: Sequence[Deployment]) -> float | None:
+    """How much worse the next best is in the figure that the objective looks at first; by tokens/s where that ties."""
+    if len(top) < 2:
+        return None
+    first, second = (d.numbers for d in top[:2])
+    if objective == "latency":
+        a, b = (n.tpot_s if n.tpot_s is not None else n.ttft_s or 0.0 for n in (first, second))
+        if b > a:
+            return b / a - 1
+    if per_gpu or objective == "balanced":
+        return 1 - second.tokens_per_s_per_gpu / first.tokens_per_s_per_gpu
+    return 1 - second.tokens_per_s / first.tokens_per_s
+
+
+def _columns(table: PhaseTable) -> Columns:
+    candidates, layouts = table.candidates, table.costs.layouts
+    here = layouts[candidates.layout]
+    return {
+        "pp": candidates.pp,
+        **{n: getattr(here, n) for n in ("ranks", "adp", "sp", "megatron", "tp", "edp", "ep", "etp")},
+        "replica_batch": candidates.batch,
+        "microbatches": candidates.microbatches,
+        "chunk": candidates.chunk,
+        "seconds": table.seconds,
+        "memory_bytes": table.alone.total,
+    }

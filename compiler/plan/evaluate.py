@@ -1,0 +1,345 @@
+"""Seconds and bytes of the blocks of a phase, for many layouts and micro-batches at once.
+
+A row is one layout with one micro-batch (or chunk of one). Everything comes from the functions that `compile` calls,
+on graphs whose mesh holds arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...passes.analysis.memory import buffer_bytes, cache_bytes, param_bytes, peak_activations, tied_away
+from ...passes.analysis.schedule import stream_of
+from ..cost import Hardware, node_cost
+from ..ir.graph import Block, Graph, Phase
+from ..ir.mesh import Mesh
+from ..ir.types import Number
+from ..ir.unrolled import STREAMS
+from ..spec import ModelSpec
+from .layouts import Layouts, by_structure, core_axes
+from .rows import Bytes, NodeFilter, Seconds, by_tokens, distinct_rows, everything, looks_at_context
+from .structure import CORE_LABELS, MOE, Core, Structure, core, experts
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+ROWS_AT_ONCE = 1 << 16
+"""Rows evaluated together: bounds the memory of temporaries to some tens of megabytes."""
+
+ENDS = ("prologue", "epilogue")
+
+
+@dataclass
+class Evaluator:
+    """Costs of one phase of one model on one hardware, for a table of layouts."""
+
+    model: ModelSpec
+    hardware: Hardware
+    phase: Phase
+    prompt: int
+    layouts: Layouts
+    parts: tuple[str, ...] = field(init=False)
+    """Names of the parts of a layer."""
+    counts: Ints = field(init=False)
+    """[parts, layers]: 1 where the layer has the part."""
+    _wanted: Ints | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        kinds = sorted(set(self.layouts.megatron.tolist()))
+        self._cores: dict[bool, Core] = {
+            k: core(self.model, self.phase, self.prompt, megatron=k) for k in kinds or [False]
+        }
+        self._axes = core_axes(self.layouts, self.model)
+        layers = [b for b in next(iter(self._cores.values())).staged.blocks if b.role == "layer"]
+        names = [b.name for b in layers]
+        members = [b.layers for b in layers]
+        with_experts = tuple(i for i in range(self.model.layers.count) if self.model.is_moe_layer(i))
+        if with_experts:
+            names.append(MOE)
+            members.append(with_experts)
+        self._has_experts = bool(with_experts)
+        self.parts = tuple(names)
+        self.counts = np.zeros((len(names), self.model.layers.count), dtype=np.int64)
+        for part, having in enumerate(members):
+            self.counts[part, list(having)] = 1
+
+    # --- seconds ----------------------------------------------------------------------------------------------------
+
+    def seconds(self, layout: Ints, batch: Ints, new: Ints, past: Ints, first: Bools, last: Bools) -> Seconds:
+        """Seconds of every block per row.
+
+        Args:
+            layout: Number of the layout.
+            batch: Sequences of the micro-batch over all attention-DP groups.
+            new: New tokens per sequence.
+            past: Tokens per sequence before.
+            first: Whether the row is the first chunk of its micro-batch.
+            last: Whether it is the last.
+        """
+        (some, sizes, tokens, is_first, is_last), where = distinct_rows(layout, batch, new, first * 1, last * 1)
+        # Chunks of a micro-batch differ in their context, which few nodes look at.
+        if len(some) == len(layout):
+            return self._seconds(layout, batch, new, past, first, last)
+        known = self._seconds(some, sizes, tokens, None, is_first > 0, is_last > 0)
+        out = Seconds(*(getattr(known, f.name)[..., where] for f in fields(Seconds)))
+        for chunk in _chunks(len(layout)):
+            extents = {"batch": batch[chunk], "new": new[chunk], "context": past[chunk] + new[chunk]}
+            for mine, graphs, mesh in self._core_rows(layout[chunk]):
+                here = np.arange(chunk.start, chunk.stop)[mine]
+                picked = {k: v[mine] for k, v in extents.items()}
+                graph = _on(graphs.staged, mesh)
+                for part, block in enumerate(graph.with_role("layer")):
+                    out.parts[part, here] += self._total(graph, block, picked, {}, looks_at_context)
+        return out
+
+    def _seconds(self, layout: Ints, batch: Ints, new: Ints, past: Ints | None, first: Bools, last: Bools) -> Seconds:
+        """Seconds of all nodes; without ``past``, of those that do not look at the context."""
+        rows = len(layout)
+        out = Seconds(
+            np.zeros((len(self.parts), rows)), np.zeros(rows), np.zeros(rows), np.zeros((2, rows)), np.zeros((2, rows))
+        )
+        nodes = by_tokens if past is None else everything
+        context = new if past is None else past + new
+        for chunk in _chunks(rows):
+            extents = {"batch": batch[chunk], "new": new[chunk], "context": context[chunk]}
+            masks = {"first": first[chunk], "last": last[chunk], "early": ~last[chunk]}
+            for mine, graphs, mesh in self._core_rows(layout[chunk]):
+                here = np.arange(chunk.start, chunk.stop)[mine]
+                some = {k: v[mine] for k, v in extents.items()}
+                self._core_seconds(graphs, mesh, some, {k: v[mine] for k, v in masks.items()}, nodes, here, out)
+            for mine, graph, mesh in self._expert_rows(layout[chunk]):
+                some = {k: v[mine] for k, v in extents.items()}
+                placed = _on(graph, mesh)
+                here = np.arange(chunk.start, chunk.stop)[mine]
+                shown = {k: v[mine] for k, v in masks.items()}
+                out.parts[-1, here] = self._total(placed, placed.blocks[0], some, shown, nodes)
+        return out
+
+    def sending(self, layout: Ints, batch: Ints) -> Floats:
+        """[parts, rows] seconds that a rank sends the cache of one layer and micro-batch to another pool."""
+        out = np.zeros((len(self.parts), len(layout)))
+        for mine, graphs, mesh in self._core_rows(layout):
+            tokens = np.full(len(mine), self.prompt)
+            extents = {"batch": batch[mine], "new": tokens, "context": tokens}
+            graph = _on(graphs.staged, mesh)
+            for part, block in enumerate(graph.with_role("layer")):
+                for node in block.nodes:
+                    if node.op == "kv_send":
+                        out[part, mine] = node_cost(graph, block, node, self.hardware, extents).time
+        return out
+
+    def _core_seconds(
+        self,
+        graphs: Core,
+        mesh: Mesh,
+        extents: Mapping[str, Number],
+        masks: Mapping[str, Bools],
+        nodes: NodeFilter,
+        here: Ints,
+        out: Seconds,
+    ) -> None:
+        inside, outside = (_on(graphs.staged, mesh, crosses=c) for c in (False, True))
+        part = 0
+        for block in inside.blocks:
+            if block.role == "layer":
+                out.parts[part, here] = self._total(inside, block, extents, masks, nodes)
+                part += 1
+            elif block.role != "boundary":
+                target = out.prologue if block.role == "prologue" else out.epilogue
+                target[here] = self._total(inside, block, extents, masks, nodes)
+            message = out.send if block.role == "boundary" else out.back
+            for node in block.nodes:
+                if node.op == "send":
+                    for crosses, graph in enumerate((inside, outside)):
+                        message[crosses, here] = node_cost(graph, block, node, self.hardware, extents).time
+
+    def _total(
+        self,
+        graph: Graph,
+        block: Block,
+        extents: Mapping[str, Number],
+        masks: Mapping[str, Bools],
+        nodes: NodeFilter,
+    ) -> Number:
+        """Seconds of the block's nodes that occupy the main stream at the only step there is."""
+        total: Number = 0.0
+        for node in block.nodes:
+            if STREAMS[stream_of(node)] == "main" and node.steps not in ("later", "early") and nodes(block, node):
+                time = node_cost(graph, block, node, self.hardware, extents).time
+                total = total + (time if node.items == "all" else np.where(masks[node.items], time, 0.0))
+        return total
+
+    # --- bytes ------------------------------------------------------------------------------------------------------
+
+    def weights(self) -> tuple[Floats, Floats]:
+        """Weight bytes per layout: of the parts [parts, layouts], and of (prologue, epilogue) [2, 2 (stages), layouts].
+
+        The second axis of the ends is (one stage, several stages).
+        """
+        count = len(self.layouts)
+        parts, ends = np.zeros((len(self.parts), count)), np.zeros((2, 2, count))
+        every = np.arange(count)
+        for mine, graphs, mesh in self._core_rows(every):
+            part = 0
+            for block in graphs.staged.blocks:
+                if block.role == "layer":
+                    parts[part, mine] = _weights(_on(graphs.staged, mesh), block, 2)
+                    part += 1
+            for stages, graph in enumerate((graphs.alone, graphs.staged)):
+                for block in graph.blocks:
+                    if block.role in ENDS:
+                        ends[ENDS.index(block.role), stages, mine] = _weights(_on(graph, mesh), block, stages + 1)
+        if self._has_experts:
+            parts[-1] = self._expert_weights()
+        return parts, ends
+
+    def _expert_weights(self) -> Floats:
+        """[layouts] weight bytes of an FFN with experts, which how the cuts interleave has no part in."""
+        one = np.ones_like(self.layouts.ranks)
+        total: Number = 0.0
+        for labels, inner, outer in (
+            ("eeaaa", self.layouts.etp, self.layouts.ep),
+            ("aaaee", self.layouts.tp, one),
+        ):
+            structure = Structure(labels)
+            sizes = np.stack([inner, outer, *[one] * (len(labels) - 1)])
+            graph = _on(experts(structure, self.model, self.phase), structure.mesh(sizes, sizes))
+            for node in graph.blocks[0].nodes:
+                if node.params and (node.op == "expert") == (labels == "eeaaa"):
+                    total = total + param_bytes(graph, node)
+        return np.broadcast_to(np.asarray(total, dtype=np.float64), one.shape)
+
+    def cache(self, layout: Ints, batch: Ints, context: int) -> Floats:
+        """[parts, rows] bytes of one layer's cache of a micro-batch of ``batch`` sequences."""
+        out = np.zeros((len(self.parts), len(layout)))
+        for mine, graphs, mesh in self._core_rows(layout):
+            graph = _on(graphs.staged, mesh)
+            part = 0
+            for block in graph.blocks:
+                if block.role == "layer":
+                    if any(n.op == "kv_write" for n in block.nodes):
+                        out[part, mine] = cache_bytes(graph, block, batch[mine], context)
+                    part += 1
+        return out
+
+    def working(self, layout: Ints, batch: Ints, new: Ints, context: Ints) -> Bytes:
+        """Activations and buffers per row.
+
+        Args:
+            layout: [rows] number of the layout.
+            batch: [items, rows] sequences of a micro-batch; items that differ in size.
+            new: [items, rows] most new tokens per sequence of the item.
+            context: [items, rows] tokens per sequence in the end.
+        """
+        rows = len(layout)
+        parts = len(self.parts)
+        out = Bytes(
+            np.zeros((parts, rows)), np.zeros((parts, rows)), np.zeros((parts, rows)),
+            np.zeros((2, 2, 2, rows)), np.zeros((2, rows)),
+        )  # fmt: skip
+        for chunk in _chunks(rows):
+            extents = {"batch": batch[:, chunk], "new": new[:, chunk], "context": context[:, chunk]}
+            for mine, graphs, mesh in self._core_rows(layout[chunk]):
+                here = np.arange(chunk.start, chunk.stop)[mine]
+                self._core_bytes(graphs, mesh, {k: v[:, mine] for k, v in extents.items()}, here, out)
+            for mine, graph, mesh in self._expert_rows(layout[chunk]):
+                here = np.arange(chunk.start, chunk.stop)[mine]
+                some = {k: v[:, mine] for k, v in extents.items()}
+                placed = _on(graph, mesh)
+                out.activations[-1, here] = peak_activations(placed, placed.blocks[0], some)
+                out.buffers[-1, here] = _buffers(placed, placed.blocks[0], some)
+        return out
+
+    def _core_bytes(self, graphs: Core, mesh: Mesh, extents: Mapping[str, Number], here: Ints, out: Bytes) -> None:
+        staged, alone = _on(graphs.staged, mesh), _on(graphs.alone, mesh)
+        part = 0
+        for block in staged.blocks:
+            if block.role == "boundary":
+                out.boundary[0, here] = peak_activations(staged, block, extents)
+                out.boundary[1, here] = _buffers(staged, block, extents)
+            elif block.role == "layer":
+                out.activations[part, here] = peak_activations(staged, block, extents)
+                out.buffers[part, here] = _buffers(staged, block, extents)
+                for node in block.nodes:
+                    if node.op == "kv_send":
+                        out.transfer[part, here] = buffer_bytes(staged, block, node, extents)
+                part += 1
+        for stages, graph in enumerate((alone, staged)):
+            for block in graph.blocks:
+                if block.role in ENDS:
+                    end = ENDS.index(block.role)
+                    out.ends[end, 0, stages, here] = peak_activations(graph, block, extents)
+                    out.ends[end, 1, stages, here] = _buffers(graph, block, extents)
+
+    # --- structures of the experts ----------------------------------------------------------------------------------
+
+    def keep(self, layouts: Ints) -> None:
+        """Tell which layouts rows will be asked for, so that the structures of the others need not be built."""
+        self._wanted = layouts
+
+    @cached_property
+    def _placed(self) -> tuple[list[tuple[Structure, Graph, Ints, Ints]], Ints, Ints]:
+        """Structures, and of each layout its structure and its column there."""
+        wanted = self._wanted if self._wanted is not None else np.arange(len(self.layouts))
+        made: list[tuple[Structure, Graph, Ints, Ints]] = []
+        number_of, column = (np.full(len(self.layouts), -1, dtype=np.int64) for _ in range(2))
+        for number, placed in enumerate(by_structure(self.layouts[wanted], self.model)):
+            graph = experts(placed.structure, self.model, self.phase)
+            made.append((placed.structure, graph, placed.sizes, placed.strides))
+            number_of[wanted[placed.index]] = number
+            column[wanted[placed.index]] = np.arange(len(placed.index))
+        return made, number_of, column
+
+    # --- rows -------------------------------------------------------------------------------------------------------
+
+    def _core_rows(self, layout: Ints) -> Iterator[tuple[Ints, Core, Mesh]]:
+        """Rows by kind of core: their places, the core, the mesh of their layouts."""
+        sizes, strides = self._axes
+        kind = self.layouts.megatron[layout]
+        for megatron, graphs in self._cores.items():
+            mine = np.flatnonzero(kind == megatron)
+            if len(mine):
+                chosen = layout[mine]
+                structure = Structure(CORE_LABELS, megatron=megatron)
+                yield mine, graphs, structure.mesh(sizes[:, chosen], strides[:, chosen])
+
+    def _expert_rows(self, layout: Ints) -> Iterator[tuple[Ints, Graph, Mesh]]:
+        """Rows by structure of the experts: their places, the graph, the mesh of their layouts."""
+        if not self._has_experts:
+            return
+        structures, number_of, columns = self._placed
+        kind = number_of[layout]
+        order = np.argsort(kind, kind="stable")
+        bounds = np.searchsorted(kind[order], np.arange(len(structures) + 1))
+        for number, (structure, graph, sizes, strides) in enumerate(structures):
+            mine = order[bounds[number] : bounds[number + 1]]
+            if len(mine):
+                column = columns[layout[mine]]
+                yield mine, graph, structure.mesh(sizes[:, column], strides[:, column])
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    for low in range(0, rows, ROWS_AT_ONCE):
+        yield slice(low, min(rows, low + ROWS_AT_ONCE))
+
+
+def _on(graph: Graph, mesh: Mesh, *, crosses: bool = True) -> Graph:
+    return replace(graph, mesh=mesh, meta={**graph.meta, "crosses": crosses})
+
+
+def _weights(graph: Graph, block: Block, stages: int) -> Number:
+    return sum((param_bytes(graph, n) for n in block.nodes if n.params and not tied_away(n, stages)), 0.0)
+
+
+def _buffers(graph: Graph, block: Block, extents: Mapping[str, Number]) -> Number:
+    largest: Number = 0.0
+    for node in block.nodes:
+        if node.op != "kv_send":
+            largest = np.maximum(largest, buffer_bytes(graph, block, node, extents))
+    return largest

@@ -1,0 +1,170 @@
+"""What is searched: layouts of a stage, and how a replica works its requests off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..spec import ModelSpec
+from ..spec.strategy import Phase
+from .layouts import Layouts
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Law:
+    """The GPU-count law, over columns.
+
+    Attributes:
+        fits: Which layouts it admits, among those whose two views come out at whole numbers.
+        gpus: GPUs of a phase from (dp, pp, layouts).
+    """
+
+    fits: Callable[[Layouts], Bools] = lambda layouts: np.ones(len(layouts), dtype=bool)
+    gpus: Callable[[Ints, Ints, Layouts], Ints] = lambda dp, pp, layouts: dp * pp * layouts.ranks
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where the search stops. Within them nothing is left out.
+
+    Attributes:
+        microbatches: Most micro-batches of a replica. Tried are powers of two, and those times the stages.
+        trips: Most trips through the pipeline of a chunked prefill.
+        least_chunk: Smallest chunk, tokens.
+        chunk_step: Factor from one chunk size to the next, up to the micro-batch.
+    """
+
+    microbatches: int = 128
+    trips: int = 32
+    least_chunk: int = 256
+    chunk_step: int = 2
+
+
+COARSE = Bounds(microbatches=16, trips=8, least_chunk=1024, chunk_step=4)
+"""Where the batch is searched as well, or more than :data:`FINE_GPUS` GPUs are there."""
+
+FINE_GPUS = 32
+"""GPUs up to which a given batch is searched in the finer bounds."""
+
+
+def stage_layouts(model: ModelSpec, phase: Phase, max_ranks: int) -> Layouts:
+    """All layouts of a stage of up to ``max_ranks`` ranks: R = adp * sp * tp = edp * ep * etp in whole numbers.
+
+    Decode has no SP. A dense model has no attention DP, which would be DP, and no experts' axes.
+    """
+    rows: list[tuple[int, ...]] = []
+    for ranks in range(1, max_ranks + 1):
+        experts = [(ep, etp) for ep in divisors(ranks) for etp in divisors(ranks // ep)]
+        for tp in divisors(ranks):
+            for sp in divisors(ranks // tp) if phase == "prefill" else (1,):
+                if model.moe is None:
+                    if sp * tp == ranks:
+                        rows.append((ranks, sp, tp, 1, tp))
+                else:
+                    rows += [(ranks, sp, tp, ep, etp) for ep, etp in experts]
+    table = np.array(rows, dtype=np.int64).T
+    ranks, sps, tps, eps, etps = table
+    plain = Layouts(ranks, sps, tps, eps, etps, np.zeros(table.shape[1], dtype=bool))
+    if phase == "decode":
+        return plain
+    cut = np.flatnonzero((plain.sp == 1) & (plain.tp > 1))
+    both = plain[np.concatenate([np.arange(len(plain)), cut])]
+    return replace(both, megatron=np.arange(len(both)) >= len(plain))
+
+
+@lru_cache(maxsize=4096)
+def divisors(number: int) -> tuple[int, ...]:
+    """All divisors, ascending."""
+    small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return (*small, *(number // d for d in reversed(small) if d * d != number))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Columns, one entry per strategy of one replica.
+
+    Attributes:
+        layout: Number of the stage's layout.
+        pp: Stages.
+        batch: Sequences of the replica.
+        microbatches: Micro-batches.
+        chunk: Most new tokens per step; 0 for none.
+    """
+
+    layout: Ints
+    pp: Ints
+    batch: Ints
+    microbatches: Ints
+    chunk: Ints
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def __getitem__(self, index: Any) -> Self:
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def joined(self, other: Candidates) -> Candidates:
+        """These, then the others."""
+        return Candidates(*(np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+
+    @cached_property
+    def larger(self) -> Ints:
+        """Sequences of the larger micro-batches."""
+        return -(-self.batch // self.microbatches)
+
+    @cached_property
+    def smaller(self) -> Ints:
+        """Sequences of the smaller micro-batches."""
+        return self.batch // self.microbatches
+
+    @cached_property
+    def larger_count(self) -> Ints:
+        """Micro-batches of the larger size; all where there is one size."""
+        rest = self.batch % self.microbatches
+        return np.where(rest > 0, rest, self.microbatches)
+
+    @property
+    def smaller_count(self) -> Ints:
+        return self.microbatches - self.larger_count
+
+    def steps(self, size: Ints, prompt: int) -> Ints:
+        """New tokens per sequence and step of micro-batches of ``size`` sequences."""
+        whole = (self.chunk == 0) | (size * prompt <= self.chunk)
+        return np.where(whole, prompt, np.maximum(1, self.chunk // np.maximum(1, size)))
+
+
+def microbatch_counts(batch: int, pp: int, most: int) -> tuple[int, ...]:
+    """Numbers of micro-batches that are tried: powers of two, and the stages times those, up to batch and bound."""
+    limit = min(batch, most)
+    found = {base << shift for base in {1, pp} for shift in range(limit.bit_length()) if base << shift <= limit}
+    return tuple(sorted(found))
+
+
+def chunk_sizes(batch: int, microbatches: int, prompt: int, bounds: Bounds) -> tuple[int, ...]:
+    """Chunk sizes that are tried: none (0), and the bounds' sizes below the largest micro-batch's tokens."""
+    size = -(-batch // microbatches)
+    found, chunk = [0], bounds.least_chunk
+    while chunk < size * prompt:
+        if chunk >= size and microbatches * -(-prompt // (chunk // size)) <= bounds.trips:
+            found.append(chunk)
+        chunk *= bounds.chunk_step
+    return tuple(found)
+
+
+def schedules(pp: int, batches: Sequence[int], phase: Phase, prompt: int, bounds: Bounds) -> Ints:
+    """[3, schedules] (batch, micro-batches, chunk) of a pipeline of ``pp`` stages."""
+    rows = [
+        (batch, count, chunk)
+        for batch in batches
+        for count in microbatch_counts(batch, pp, bounds.microbatches)
+        for chunk in (chunk_sizes(batch, count, prompt, bounds) if phase == "prefill" else (0,))
+    ]
+    return np.array(rows, dtype=np.int64).reshape(-1, 3).T

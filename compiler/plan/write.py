@@ -1,0 +1,119 @@
+"""Writing a plan: the report, the strategies as `.strat` files that `compile` accepts and as JSON, the Pareto plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...grammar import print_spec
+from ..build import needs_transfer, two_layouts
+from ..diagnostics import Diagnostic, DiagnosticError
+from ..emit import replacing
+from ..spec import LoadedSpec, Spec
+from ..spec.strategy import Phase
+from .report import (
+    PLOT,
+    Sensitivity,
+    analyse_sensitivity,
+    document_text,
+    gather,
+    pareto_svg,
+    report_markdown,
+    strategy_document,
+)
+from .result import Plan
+from .search import Progress
+from .space import Bounds, Law
+
+REPORT = "parallel_strategy.md"
+"""Name of the report's file."""
+
+STRATEGY_FILES = tuple(f"{phase}{kind}" for phase in ("prefill", "decode") for kind in ("_strategy.json", ".strat"))
+"""Names of the strategies' files; a plan without a choice, or of one phase, has not all of them."""
+
+
+def plan_files(
+    plan: Plan,
+    loaded: LoadedSpec,
+    *,
+    top: int = 5,
+    max_gpus: int | None = None,
+    law: Law | None = None,
+    bounds: Bounds | None = None,
+    progress: Progress | None = None,
+    sensitivity: bool = True,
+) -> dict[str, bytes]:
+    """The report and the plot, and of each phase of the choice ``PHASE_strategy.json`` and ``PHASE.strat``.
+
+    Without a choice there are the report and the plot of the closest deployments only.
+
+    Args:
+        plan: The answer.
+        loaded: What was asked; as are ``top``, ``max_gpus``, ``law`` and ``bounds``.
+        top: How many deployments are compared.
+        max_gpus: Most GPUs.
+        law: The GPU-count law.
+        bounds: Where the search of schedules stops.
+        progress: Told what is being done.
+        sensitivity: Whether the search is made again with assumptions moved.
+
+    Returns:
+        Name to content: the same bytes for the same question.
+
+    Raises:
+        DiagnosticError: the rules find errors in the choice.
+    """
+    told = progress or (lambda what: None)
+    moved = Sensitivity()
+    if sensitivity:
+        moved = analyse_sensitivity(plan, loaded, top=top, max_gpus=max_gpus, law=law, bounds=bounds, progress=told)
+    told("writing")
+    facts = gather(plan, loaded, moved)
+    if plan.chosen is not None and facts.errors:
+        raise DiagnosticError(facts.errors)
+    files = {REPORT: report_markdown(facts, bounds).encode()}
+    if plan.chosen is not None:
+        for strategy in plan.chosen.strategies:
+            phase = strategy.phase
+            files[f"{phase}_strategy.json"] = document_text(strategy_document(facts, phase))
+            files[f"{phase}.strat"] = print_spec(phase_spec(facts.spec, phase)).encode()
+    return {**files, PLOT: pareto_svg(plan)}
+
+
+def write_plan(plan: Plan, folder: Path, loaded: LoadedSpec, **asked: Any) -> tuple[Path, ...]:
+    """:func:`plan_files`, written with :func:`write_files`."""
+    return write_files(plan_files(plan, loaded, **asked), folder)
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> tuple[Path, ...]:
+    """Write a plan's files, each complete or absent; the folder is made if missing.
+
+    Strategy files of an earlier plan that would be read as this one's are taken away.
+
+    Raises:
+        DiagnosticError: PD601, folder or file not writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in STRATEGY_FILES:
+            if name not in files:
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        message = f"cannot write to {folder}: {error.strerror or error}"
+        raise DiagnosticError([Diagnostic("PD601", message, help="give another folder with --save-path")]) from error
+    for name, content in files.items():
+        with replacing(folder / name) as file:
+            file.write(content)
+    return tuple(folder / name for name in files)
+
+
+def phase_spec(spec: Spec, phase: Phase) -> Spec:
+    """The request with the strategy of one phase, and of the other where the phase would be another without it.
+
+    Ranks of a pool follow from the other pool's, memory counts the weights of both layouts, and the cache moves where
+    it lies differently.
+    """
+    if len(spec.strategies) < 2 or needs_transfer(spec) or two_layouts(spec):
+        return spec
+    return spec.model_copy(update={"strategies": tuple(s for s in spec.strategies if s.phase == phase)})

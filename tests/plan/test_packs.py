@@ -1,0 +1,88 @@
+"""Knowledge packs over the columns of a search: the same verdicts as the rules have on single strategies."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paradag.compiler.driver import load
+from paradag.compiler.plan.packs import counted_gpus, refused_layouts, refused_replicas, refused_schedules
+from paradag.compiler.plan.space import stage_layouts
+from paradag.compiler.spec import Spec
+from paradag.passes.validation import check_spec
+
+MODEL = """
+model "moe" {{ layers 4  hidden 1024  vocab 32000  dtype bf16  kv_dtype bf16
+    attention gqa {{ heads 16  kv_heads 8  head_dim 64 }}  moe {{ experts 8  top_k 2  ffn 512 }} }}
+cluster {{ accelerator h100_sxm  nodes 8 of 8 }}
+workload {{ batch 32  input 512 tokens  output 128 tokens }}
+strategy decode {{ {chain} }}
+"""
+
+PACKS = {
+    "one expert per GPU": "[law]\nexperts_per_gpu = 1\n",
+    "product": '[law]\ngpus = "ep * tp * pp * dp"\n',
+    "whole nodes": '[law]\ngpus = "ceil(dp * pp * ranks / gpus_per_node) * gpus_per_node"\n[limits]\ngpus = 16\n',
+    "conditions": '[constraints]\na = "tp >= ep or adp == 1"\nb = "pp <= microbatches"\nc = "batch // dp >= 16"\n',
+}
+
+
+def spec_with(text: str, folder: Path, chain: str = "tp 1") -> Spec:
+    (folder / "pack.toml").write_text(text, encoding="utf-8")
+    return load(MODEL.format(chain=chain), knowledge=folder / "pack.toml").spec
+
+
+@pytest.mark.parametrize("name", PACKS)
+def test_columns_get_the_verdicts_of_the_rules(name: str, tmp_path: Path) -> None:
+    spec = spec_with(PACKS[name], tmp_path)
+    layouts = stage_layouts(spec.model, "decode", 8)
+    cases = [*product(range(len(layouts)), (1, 2), (1, 2), (1, 4))]
+    cases = [cases[i] for i in np.random.default_rng(7).permutation(len(cases))[:40]]
+    index, pp, microbatches, dp = np.array(cases).T
+    mine, chunk = layouts[index], np.zeros_like(pp)
+    rounds = (
+        {cite: mask[index] for cite, mask in refused_layouts(spec, "decode", layouts).items()},
+        refused_schedules(spec, "decode", mine, pp=pp, microbatches=microbatches, chunk=chunk),
+        refused_replicas(
+            spec, "decode", mine, pp=pp, microbatches=microbatches, chunk=chunk, dp=dp, batch=32
+        ),
+    )  # fmt: skip
+    nothing = np.zeros(len(cases), dtype=bool)
+    refused = np.any([nothing, *(mask for part in rounds for mask in part.values())], axis=0)
+    wanted = []
+    for i, m, p, d in zip(index, microbatches, pp, dp, strict=True):
+        one = layouts.degrees(int(i))
+        ep = f"ep {one.ep} {{ etp {one.etp} }}"
+        chain = f"dp {d} -> pp {p} -> {ep} -> tp {one.tp}  ranks {one.ranks}  microbatches {m}"
+        codes = {x.code for x in check_spec(load(MODEL.format(chain=chain), knowledge=spec.pack))[1] if x.is_error}
+        wanted.append(bool(codes & {"PD035", "PD036"}))
+    assert refused.tolist() == wanted
+    assert 0 < refused.sum() < len(refused)
+    assert all("pack.toml:" in cite for part in rounds for cite in part)
+
+
+def test_one_expert_per_gpu_leaves_one_expert_per_gpu(tmp_path: Path) -> None:
+    spec = spec_with(PACKS["one expert per GPU"], tmp_path)
+    layouts = stage_layouts(spec.model, "decode", 16)
+    (refused,) = refused_layouts(spec, "decode", layouts).values()
+    left = layouts[~refused]
+    assert len(left) and (left.ep == 8).all() and (left.etp == 1).all() and (left.tp > 1).any()
+
+
+def test_idle_gpus_are_counted(tmp_path: Path) -> None:
+    spec = spec_with(PACKS["whole nodes"], tmp_path)
+    layouts = stage_layouts(spec.model, "decode", 8)
+    ones = np.ones(len(layouts), dtype=np.int64)
+    assert (counted_gpus(spec, "decode", layouts, pp=ones, dp=ones) == 8).all()
+    assert (counted_gpus(spec, "decode", layouts, pp=3 * ones, dp=ones) % 8 == 0).all()
+
+
+def test_without_a_pack_nothing_is_refused() -> None:
+    spec = load(MODEL.format(chain="tp 1")).spec
+    layouts = stage_layouts(spec.model, "decode", 4)
+    pp = np.full(len(layouts), 2)
+    assert refused_layouts(spec, "decode", layouts) == {}
+    assert (counted_gpus(spec, "decode", layouts, pp=pp, dp=pp) == 4 * layouts.ranks).all()

@@ -1,0 +1,117 @@
+"""Objectives, requirements, bounds and interruption of the search."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import paradag
+from paradag.compiler.plan import Law, Plan
+from paradag.compiler.plan.layouts import Layouts
+
+from .conditions import DENSE, MOE, condition
+
+WORK = "batch 8 input 100 tokens output 20 tokens"
+
+
+def chosen(plan: Plan) -> tuple[float, float, int]:
+    assert plan.chosen is not None
+    numbers = plan.chosen.numbers
+    assert numbers.tpot_s is not None
+    return numbers.tpot_s, numbers.tokens_per_s, numbers.gpus
+
+
+def test_objectives_trade_latency_for_throughput() -> None:
+    loaded = condition(DENSE, gpus="2 of 4", work=WORK)
+    latency, throughput = (chosen(paradag.plan(loaded, o)) for o in ("latency", "throughput"))
+    assert latency[0] <= throughput[0]
+    assert latency[1] <= throughput[1]
+
+
+def test_a_required_ttft_makes_throughput_the_objective() -> None:
+    assert paradag.plan(condition(DENSE, work=WORK)).objective == "latency"
+    plan = paradag.plan(condition(DENSE, work=f"{WORK} require ttft <= 1 s"))
+    assert plan.objective == "throughput"
+    assert plan.feasible and plan.chosen is not None and not plan.chosen.misses
+
+
+def test_requirements_are_kept() -> None:
+    free = paradag.plan(condition(MOE, gpus="2 of 4", work=WORK), "throughput")
+    limit = chosen(free)[0] * 0.8
+    bound = paradag.plan(
+        condition(MOE, gpus="2 of 4", work=f"{WORK} require tpot <= {limit * 1e6:.3f} us"), "throughput"
+    )
+    assert bound.feasible == any(numbers.tpot_s <= limit for numbers in (d.numbers for d in free.pareto))
+    if bound.feasible:
+        assert chosen(bound)[0] <= limit
+
+
+def test_when_nothing_meets_the_requirements_the_closest_are_told() -> None:
+    plan = paradag.plan(condition(DENSE, work=f"{WORK} require ttft <= 1 us"))
+    assert not plan.feasible and not plan.spec.strategies
+    miss = plan.top[0].misses[0]
+    assert miss.constraint == "ttft" and miss.factor == pytest.approx(miss.value / 1e-6)
+    # nothing comes closer
+    fastest = min(float(plan.tables["prefill"]["seconds"].min()), miss.value)
+    assert miss.value == pytest.approx(fastest)
+
+
+def test_when_nothing_fits_the_shortfall_is_told() -> None:
+    plan = paradag.plan(condition(DENSE.replace("hidden 256", "hidden 8192"), work=WORK))
+    assert not plan.feasible
+    assert plan.top[0].misses[0].constraint == "memory"
+    assert plan.evaluated == 0 and all(c.memory for c in plan.counts.values())
+
+
+def test_fewest_gpus_among_the_best() -> None:
+    plan = paradag.plan(condition(DENSE, gpus="1 of 8", work="batch 1 input 16 tokens output 64 tokens"), "throughput")
+    best = max(d.numbers.tokens_per_s for d in plan.top)
+    for deployment in plan.top:
+        if deployment.numbers.tokens_per_s >= 0.99 * best:
+            assert chosen(plan)[2] <= deployment.numbers.gpus
+
+
+def test_batch_and_gpus_are_searched_where_the_file_leaves_them_open() -> None:
+    work = "input 100 tokens output 20 tokens require tpot <= 5 ms"
+    plan = paradag.plan(condition(DENSE, gpus="any of 2", work=work), "throughput", max_gpus=4)
+    assert plan.feasible and plan.spec.workload.batch == (plan.chosen.numbers.batch if plan.chosen else None)
+    assert {a.name for a in plan.assumptions} >= {"batch"}
+    assert chosen(plan)[2] <= 4
+
+
+@pytest.mark.parametrize("mode", ["prefill", "decode"])
+def test_one_phase_alone(mode: str) -> None:
+    plan = paradag.plan(condition(MOE, work=f"{WORK} mode {mode}"))
+    assert [s.phase for s in plan.spec.strategies] == [mode]
+    assert set(plan.tables) == {mode}
+
+
+def test_another_law_changes_the_plan() -> None:
+    def one_expert_each(layouts: Layouts) -> np.ndarray:
+        return np.asarray(layouts.ep == 4)
+
+    plan = paradag.plan(condition(MOE, gpus="1 of 4", work=WORK), law=Law(fits=one_expert_each))
+    assert plan.counts["decode"].pruned["law"] > 0
+    assert set(plan.tables["decode"]["ep"].tolist()) == {4}
+
+
+def test_an_interruption_gives_the_best_so_far() -> None:
+    def interrupt(what: str) -> None:
+        if "chunks" in what:
+            raise KeyboardInterrupt
+
+    plan = paradag.plan(
+        condition(DENSE, gpus="1 of 2", work="batch 8 input 2000 tokens output 20 tokens"), progress=interrupt
+    )
+    assert plan.feasible and not plan.complete
+    assert not plan.tables["prefill"]["chunk"].any()
+
+
+def test_pools_are_sized_independently() -> None:
+    plan = paradag.plan(condition(DENSE, gpus="1 of 3", work=WORK), "throughput", top=50)
+    sizes = {tuple(d.numbers.gpus_by_phase.values()) for d in plan.top if d.separate}
+    assert all(sum(pair) <= 3 for pair in sizes)
+    for deployment in plan.top:
+        numbers = deployment.numbers
+        expected = sum(numbers.gpus_by_phase.values()) if deployment.separate else max(numbers.gpus_by_phase.values())
+        assert numbers.gpus == expected
