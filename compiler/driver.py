@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..grammar import load_file, load_text
 from ..passes.analysis import PhaseAnalysis, TransferPlan, analyse_phase, plan_transfer
+from ..passes.analysis.load import under_load
 from ..passes.analysis.memory import weight_bytes
 from ..passes.compiled import Compiled, PassRecord
 from ..passes.lowering import lowering_sequence
@@ -17,11 +18,12 @@ from ..passes.plugins import load_passes
 from ..passes.validation import check_spec, stage_layers
 from ..passes.validation.fixes import Fixed, as_repaired, fix_spec, over_memory
 from ..passes.validation.results import result_findings
-from .build import build_graph, cache_tokens, decode_context, needs_transfer, two_layouts
+from .build import build_graph, cache_tokens, decode_context, needs_transfer, pools_separate, two_layouts
 from .cost import Hardware, resolve_hardware
 from .diagnostics import Diagnostic, DiagnosticError, Fix, Outcome
 from .ir.graph import LEVELS, Graph, Phase
 from .spec import Assumption, LoadedSpec, Spec
+from .spec.inheritance import Library
 
 Source = str | Path | LoadedSpec | Spec
 
@@ -63,6 +65,7 @@ def compile(
     name: str | None = None,
     fix: bool = True,
     fix_workload: bool = False,
+    calibration: Library | None = None,
 ) -> Compiled:
     """Compile a strategy into explicit prefill and decode DAGs.
 
@@ -76,6 +79,7 @@ def compile(
         name: Name of the outputs; default the file's stem.
         fix: Whether an illegal strategy is repaired where a repair is safe; what was wrong is then told as warnings.
         fix_workload: Whether a repair may reduce the batch, where nothing else makes the work fit.
+        calibration: Fitted figures of kernels (:func:`~.cost.load_calibration`); default those that paradag ships.
 
     Returns:
         The result; with errors its status is REJECTED and it has no phases.
@@ -95,7 +99,9 @@ def compile(
         result = Compiled(stem, checked.spec, Outcome.REJECTED, diagnostics, (), spec.assumptions, texts=spec.texts)
         if any(d.is_error for d in diagnostics):
             return result
-        return _compile_phases(result, checked, phase, steps, scheduled, dumped, expand_ranks, repairs=fix)
+        return _compile_phases(
+            result, checked, phase, steps, scheduled, dumped, expand_ranks, repairs=fix, calibration=calibration
+        )
 
     result = attempt(loaded)
     if not fix or result.status is not Outcome.REJECTED or _steps_findings(steps):
@@ -176,9 +182,10 @@ def _compile_phases(
     expand_ranks: bool,
     *,
     repairs: bool,
+    calibration: Library | None,
 ) -> Compiled:
     spec = loaded.spec
-    hardware, assumed = resolve_hardware(spec.cluster, spec.model.dtype)
+    hardware, assumed = resolve_hardware(spec.cluster, spec.model.dtype, calibration=calibration)
     wanted: list[Phase] = [s.phase for s in spec.strategies if phase in ("all", s.phase) and _in_mode(spec, s.phase)]
     graphs: dict[Phase, Graph] = {}
     dumps: dict[tuple[Phase, str], str] = {}
@@ -195,7 +202,8 @@ def _compile_phases(
         records += run.records
     _known_passes(print_after, extra)
     transfer = _plan_transfer(spec, graphs, result.name)
-    phases = {p: _analyse(spec, g, graphs, hardware, expand_ranks, transfer) for p, g in graphs.items()}
+    analysed = {p: _analyse(spec, g, graphs, hardware, expand_ranks, transfer) for p, g in graphs.items()}
+    phases = under_load(analysed, spec.workload, separate=pools_separate(spec))
     findings += result_findings(loaded, phases)
     rejected = any(d.is_error for d in findings)
     return replace(

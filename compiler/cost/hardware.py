@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from ..diagnostics import Diagnostic, DiagnosticError
 from ..spec import Assumption, ClusterSpec, LinkSpec
-from ..spec.catalog import DEFAULTS, CatalogEntry, CatalogLink, Defaults, accelerator
+from ..spec.calibration import Calibration
+from ..spec.catalog import DEFAULTS, CatalogEntry, CatalogLink, accelerator
+from ..spec.inheritance import Library, calibrated, shipped
 
 
 @dataclass(frozen=True)
@@ -17,61 +19,97 @@ class Link:
     Attributes:
         bandwidth: Bytes per second and direction that a large message reaches.
         latency: Seconds per hop.
+        peak: Bytes per second and direction, datasheet.
+        stated_latency: Whether the file states the latency, so that it replaces fitted ones.
     """
 
     bandwidth: float
     latency: float
+    peak: float
+    stated_latency: bool = False
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One GPU and its links.
+    """One GPU, its links and what kernels reach of them.
 
     Attributes:
         name: Accelerator.
         peaks: Dense FLOP/s per dtype, before efficiency.
-        compute_efficiency: Share of the peak that a GEMM reaches.
         memory: Bytes per GPU.
         bandwidth: HBM bytes per second, before efficiency.
-        bandwidth_efficiency: Share of it that a streaming kernel reaches.
-        launch: Seconds per kernel.
         scale_up: Link inside the domain.
         scale_out: Link between domains.
         domain: GPUs of a scale-up domain.
+        calibration: Parameter sets of every operator class, complete.
+        compute_efficiency: Share of the peak that the file states for every product, or None: fitted figures.
+        bandwidth_efficiency: Share of the HBM bandwidth that the file states, or None: fitted figures.
+        graphs: Whether launches are replayed from a captured graph.
+        skew: Exponent of the power law of the expert load; 0 is uniform.
+        block_scales: Whether fp8 weights carry a scale per 128 x 128 block (DeepSeek), not one per tensor or channel.
         notes: Why a dtype is computed in another one, per dtype.
     """
 
     name: str
     peaks: Mapping[str, float]
-    compute_efficiency: float
     memory: float
     bandwidth: float
-    bandwidth_efficiency: float
-    launch: float
     scale_up: Link
     scale_out: Link
     domain: int
+    calibration: Calibration
+    compute_efficiency: float | None = None
+    bandwidth_efficiency: float | None = None
+    graphs: bool = True
+    skew: float = 0.0
+    block_scales: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
 
-    def flops(self, dtype: str) -> float:
-        """FLOP/s that a GEMM on operands of ``dtype`` reaches."""
-        return self.peaks[dtype] * self.compute_efficiency
+    @property
+    def units(self) -> int:
+        """Multiprocessors, compute units or cores that tiles are dealt to."""
+        return self.calibration.units
+
+    def variant(self, dtype: str) -> str:
+        """Which of a class's parameter sets serves weights of that format."""
+        if dtype == "fp8" and self.block_scales:
+            return "fp8_block"
+        return "bf16" if dtype in ("fp16", "fp32") else dtype
 
     @property
-    def hbm(self) -> float:
-        """Bytes per second that a streaming kernel reaches."""
-        return self.bandwidth * self.bandwidth_efficiency
+    def launch(self) -> float:
+        """Seconds of an empty kernel."""
+        return self.calibration.streaming.latency_s
+
+    @property
+    def issue(self) -> float:
+        """Seconds that a kernel takes at least because the host has to issue it; 0 with captured graphs."""
+        return 0.0 if self.graphs else self.calibration.launch.issue_s
 
 
 _QUANTIZED_TO_BF16 = ("fp8", "int8", "int4", "nvfp4", "mxfp4")
 
 
-def resolve_hardware(cluster: ClusterSpec, dtype: str = "bf16") -> tuple[Hardware, list[Assumption]]:
+def resolve_hardware(
+    cluster: ClusterSpec,
+    dtype: str = "bf16",
+    engine: str | None = None,
+    *,
+    calibration: Library | None = None,
+    graphs: bool = True,
+    skew: float = 0.0,
+    block_scales: bool = False,
+) -> tuple[Hardware, list[Assumption]]:
     """Hardware figures of a cluster and every assumption that they rest on.
 
     Args:
         cluster: What the file says.
         dtype: The model's dtype: a compute figure given without a dtype is taken for this one.
+        engine: Whose kernels to expect: ``vllm``, ``trtllm``, ``sglang``; None takes the chip's default.
+        calibration: Fitted figures to use; default those that paradag ships.
+        graphs: Whether launches are replayed from a captured graph.
+        skew: Exponent of the power law of the expert load; 0 is uniform.
+        block_scales: Whether fp8 weights carry a scale per 128 x 128 block.
 
     Raises:
         DiagnosticError: a needed figure is neither in the file nor in the catalogue (PD013).
@@ -84,37 +122,29 @@ def resolve_hardware(cluster: ClusterSpec, dtype: str = "bf16") -> tuple[Hardwar
     bandwidth = chip.bandwidth or (entry.bandwidth if entry else None)
     if memory is None or bandwidth is None:
         raise _missing(chip.name, "memory" if memory is None else "bandwidth")
-    reference: CatalogEntry | Defaults = entry or DEFAULTS
-    efficiency = _given(made, "compute efficiency", chip.compute_efficiency, reference.compute_efficiency)
-    streaming = _given(made, "bandwidth efficiency", chip.bandwidth_efficiency, reference.bandwidth_efficiency)
-    network = reference.network_efficiency
-    made.append(
-        Assumption("network efficiency", f"{network:.0%}", "share of a link's bandwidth that a large message gets")
-    )
-    launch = reference.launch_overhead_s
-    made.append(
-        Assumption("launch overhead", f"{launch * 1e6:g} us per kernel", "launches replayed from a captured graph")
-    )
-    domain = cluster.scale_up.domain or _domain(cluster, entry)
-    up = _link(
-        "scale_up", cluster.scale_up, entry.scale_up if entry else None, DEFAULTS.scale_up_latency_s, network, made
-    )
-    out = _link(
-        "scale_out", cluster.scale_out, entry.scale_out if entry else None, DEFAULTS.scale_out_latency_s, network, made
-    )
-    if up is None and out is None:
-        if cluster.gpus != 1:
-            raise _missing(chip.name, "link scale_up bandwidth")
-        up = out = Link(bandwidth * streaming, 0.0)
-    elif up is None or out is None:
-        known, missing = ("scale_out", "scale_up") if up is None else ("scale_up", "scale_out")
-        made.append(
-            Assumption(f"{missing} link", f"as {known}", "neither the file nor the catalogue gives a bandwidth")
-        )
+    library = shipped() if calibration is None else calibration
+    fitted = calibrated(library, chip.name, entry, engine, made, dtype)
+    _stated("compute efficiency", chip.compute_efficiency, "tile and wave effects", made)
+    _stated("bandwidth efficiency", chip.bandwidth_efficiency, "saturation effects", made)
+    up, out = _links(cluster, entry, fitted, bandwidth, made)
+    if not graphs:
+        made.append(Assumption("launches", "eager", f"{fitted.launch.issue_s * 1e6:.3g} us of the host per kernel"))
     hardware = Hardware(
-        chip.name, peaks, efficiency, memory, bandwidth, streaming, launch,
-        up or out, out or up, domain, notes,  # type: ignore[arg-type]
-    )  # fmt: skip
+        name=chip.name,
+        peaks=peaks,
+        memory=memory,
+        bandwidth=bandwidth,
+        scale_up=up,
+        scale_out=out,
+        domain=cluster.scale_up.domain or _domain(cluster, entry),
+        calibration=fitted,
+        compute_efficiency=chip.compute_efficiency,
+        bandwidth_efficiency=chip.bandwidth_efficiency,
+        graphs=graphs,
+        skew=skew,
+        block_scales=block_scales,
+        notes=notes,
+    )
     return hardware, made
 
 
@@ -160,11 +190,35 @@ def _domain(cluster: ClusterSpec, entry: CatalogEntry | None) -> int:
     return cluster.gpus_per_node
 
 
-def _given(made: list[Assumption], name: str, own: float | None, value: float) -> float:
+def _stated(name: str, own: float | None, instead: str, made: list[Assumption]) -> None:
     if own is not None:
-        return own
-    made.append(Assumption(name, f"{value:.0%}", "the file gives none"))
-    return value
+        made.append(Assumption(name, f"{own:.0%}", f"the file's figure, in place of fitted efficiencies and {instead}"))
+
+
+def _links(
+    cluster: ClusterSpec, entry: CatalogEntry | None, fitted: Calibration, memory: float, made: list[Assumption]
+) -> tuple[Link, Link]:
+    """Both links; where one has no bandwidth it is taken to be the other."""
+    near = fitted.collective("p2p").efficiency
+    far = entry.network_efficiency if entry else DEFAULTS.network_efficiency
+    given = (cluster.scale_up, cluster.scale_out)
+    up = _link("scale_up", given[0], entry.scale_up if entry else None, DEFAULTS.scale_up_latency_s, near, made)
+    out = _link("scale_out", given[1], entry.scale_out if entry else None, DEFAULTS.scale_out_latency_s, far, made)
+    if up is None and out is None:
+        if cluster.gpus != 1:
+            raise _missing(cluster.accelerator.name, "link scale_up bandwidth")
+        only = Link(memory, 0.0, memory)
+        return only, only
+    if up is None or out is None:
+        known, missing = ("scale_out", "scale_up") if up is None else ("scale_up", "scale_out")
+        made.append(
+            Assumption(f"{missing} link", f"as {known}", "neither the file nor the catalogue gives a bandwidth")
+        )
+    if out is not None:
+        made.append(
+            Assumption("network efficiency", f"{far:.0%}", "share of a scale-out link that a large message gets")
+        )
+    return up or out, out or up  # type: ignore[return-value]
 
 
 def _link(
@@ -186,7 +240,7 @@ def _link(
         made.append(
             Assumption(f"{name} bandwidth", f"{bandwidth / 1e9:g} GB/s", "from the accelerator's catalogue entry")
         )
-    return Link(bandwidth * efficiency, latency)
+    return Link(bandwidth * efficiency, latency, bandwidth, given.latency is not None)
 
 
 def _missing(name: str, what: str) -> DiagnosticError:

@@ -29,12 +29,14 @@ class Exchange:
         total: Bytes that all ranks of replica 0 send.
         seconds: Until the busiest rank, sender or receiver, is through; 0 where nothing moves.
         latency: The part of ``seconds`` that is hop latency and launch.
+        ideal: Seconds that its bytes take at the links' datasheet bandwidth.
     """
 
     bytes: Floats
     total: Floats
     seconds: Floats
     latency: Floats
+    ideal: Floats
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Route:
             total=_sums(flow.source_microbatches, np.where(own, sizes, 0.0), count),
             seconds=busy + latency,
             latency=latency,
+            ideal=(np.maximum(sent, received) / np.array([[link.peak] for link in links])).max(axis=0),
         )
 
 
@@ -224,13 +227,14 @@ def send_costs(plan: TransferPlan, graph: Graph, hardware: Hardware) -> dict[tup
     result: dict[tuple[str, str], SendCost] = {}
     for block, node in _planned(plan, graph):
         each = [exchanges[id(plan.of_layer[layer])] for layer in block.layers]
-        sent, total, seconds, latency = (
+        sent, total, seconds, latency, ideal = (
             np.stack([getattr(e, name)[microbatches] for e in each], axis=-1)[None]
-            for name in ("bytes", "total", "seconds", "latency")
+            for name in ("bytes", "total", "seconds", "latency", "ideal")
         )
+        efficiency = np.divide(ideal, seconds, out=np.zeros_like(ideal), where=seconds > 0)
         bound = np.where(seconds == 0, 0, np.where(seconds - latency >= latency, 3, 4))
         link = _link([plan.of_layer[layer] for layer in block.layers], hardware.domain)
-        result[block.name, node.name] = SendCost(NodeCost(0, 0, sent, seconds, bound), total, link)
+        result[block.name, node.name] = SendCost(NodeCost(0, 0, sent, seconds, bound, efficiency), total, link)
     return result
 
 

@@ -61,8 +61,8 @@ def requirement_findings(loaded: LoadedSpec, phases: Mapping[Phase, PhaseAnalysi
     """PD302 to PD304 for every requirement that the estimate misses."""
     require = loaded.spec.workload.require
     prefill, decode = phases.get("prefill"), phases.get("decode")
-    if require.ttft is not None and prefill is not None and prefill.latency > require.ttft:
-        yield _missed("PD302", "TTFT", prefill.latency, require.ttft, loaded, "ttft")
+    if require.ttft is not None and prefill is not None and prefill.loaded_latency > require.ttft:
+        yield _missed("PD302", "TTFT", prefill.loaded_latency, require.ttft, loaded, "ttft")
     if require.tpot is not None and decode is not None and decode.latency > require.tpot:
         yield _missed("PD303", "TPOT", decode.latency, require.tpot, loaded, "tpot")
     if require.throughput is not None and decode is not None and decode.tokens_per_s < require.throughput:

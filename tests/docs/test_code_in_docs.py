@@ -10,7 +10,10 @@ import pytest
 from paradag import compile as compile_strategy
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "docs/passes.md", "docs/tutorial.md", "docs/costs.md", "docs/verify.md"]
+PAGES = [
+    "README.md", "docs/passes.md", "docs/tutorial.md", "docs/costs.md", "docs/metrics.md", "docs/explain.md",
+    "docs/verify.md",
+]  # fmt: skip
 FENCE = re.compile(r"(?:<!-- file: (?P<file>[\w.]+) -->\n)?```(?P<kind>python|strat)\n(?P<code>.*?)```", re.DOTALL)
 
 

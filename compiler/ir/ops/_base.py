@@ -200,6 +200,10 @@ class Operator:
         """Floating-point operations of one rank."""
         return 0
 
+    def depth(self, work: Work) -> Number:
+        """Products only: how many terms one element of the result sums (k of [m, k] x [k, n])."""
+        raise NotImplementedError(f"{self.name} is no matrix product")
+
     def hbm_bytes(self, work: Work) -> Number:
         """Bytes that one rank moves to and from its memory."""
         return work.input_bytes() + work.output_bytes() + work.param_bytes()

@@ -43,6 +43,9 @@ class Router(Operator):
     def flops(self, work: Work) -> Number:
         return 2 * work.input_elements(0) * work.param("weight")["experts"]
 
+    def depth(self, work: Work) -> Number:
+        return work.param("weight")["hidden"]
+
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
         attrs = shard.attrs
         logits = np.einsum("bsh,he->bse", inputs[0], params["weight"])
