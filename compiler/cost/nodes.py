@@ -17,7 +17,7 @@ from ..ir.ops import CostClass, Kind, Operator, Work, operator
 from ..ir.types import Number
 from ..spec.dtypes import ACTIVATION_DTYPE, DTYPES
 from .hardware import Hardware
-from .network import boundary_crosses, collective_time, ranks_in_domain, transfer_time, wire_bytes
+from .network import boundary_crosses, collective_time, ranks_in_domain, ring_crosses, transfer_time, wire_bytes
 
 BOUNDS = ("none", "compute", "memory", "network", "latency")
 """What a node's time goes to; :attr:`NodeCost.bound` indexes it."""
@@ -62,6 +62,8 @@ def node_cost(graph: Graph, block: Block, node: Node, hardware: Hardware, extent
     """Cost of one node."""
     rule = operator(node)
     work = Work(node, [block.types[i] for i in node.inputs], graph.mesh, extents)
+    if node.op == "ring_shift":
+        return _ring_shift(work, hardware)
     if rule.kind is Kind.P2P:
         return _transfer(graph, block, work, hardware)
     if rule.cost_class is CostClass.NETWORK:
@@ -101,6 +103,15 @@ def _transfer(graph: Graph, block: Block, work: Work, hardware: Hardware) -> Nod
     if work.node.op in ("recv", "kv_recv"):
         return NodeCost(0, 0, 0, 0.0, 0)
     transfer, latency = transfer_time(payload, _crosses(graph, block, work.node, hardware), hardware)
+    time = transfer + latency + hardware.launch
+    return NodeCost(0, 0, payload, time, np.where(transfer >= latency, 3, 4))
+
+
+def _ring_shift(work: Work, hardware: Hardware) -> NodeCost:
+    """A hop: every rank sends its block at once; the slowest link of the ring decides."""
+    axes, hops = work.attrs["axes"], work.attrs["hops"]
+    payload = work.input_bytes()
+    transfer, latency = transfer_time(payload, ring_crosses(work.mesh, axes, hops, hardware.domain), hardware)
     time = transfer + latency + hardware.launch
     return NodeCost(0, 0, payload, time, np.where(transfer >= latency, 3, 4))
 
