@@ -295,6 +295,8 @@ def _workload_assumptions(spec: Spec, wanted: Sequence[Phase]) -> list[Assumptio
     if spec.model.moe is not None:
         made.append(Assumption("expert load", "uniform", "no load given: every expert slot is equally likely"))
     prefill = spec.strategy("prefill")
-    if "prefill" in wanted and prefill is not None and prefill.degree("sp") > 1:
+    if "prefill" in wanted and prefill is not None and prefill.sp_kind in ("allgather", "ring"):
         made.append(Assumption("token order", "zig-zag", "causal work is balanced over the SP ranks"))
+    if "prefill" in wanted and prefill is not None and prefill.sp_kind == "ring":
+        made.append(Assumption("ring hops", "not overlapped", "a hop and the attention before it take turns on a GPU"))
     return made

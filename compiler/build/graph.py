@@ -35,11 +35,13 @@ def build_graph(spec: Spec, phase: Phase, name: str, steps: int = 1) -> Graph:
     assert term is not None
     meta = {
         "model": spec.model.name,
-        "token_order": "zigzag" if degrees.sp > 1 else "contiguous",
+        "token_order": token_order(spec, phase),
         "slots": _slots(spec.model, degrees),
         "transfer": transfer,
         "megatron_sp": degrees.sp_on_tp and phase == "prefill",
     }
+    if term.sp_kind in ("ring", "ulysses"):
+        meta["sp_kind"] = term.sp_kind
     return Graph(
         name=name,
         phase=phase,
@@ -52,6 +54,12 @@ def build_graph(spec: Spec, phase: Phase, name: str, steps: int = 1) -> Graph:
         stream=stream,
         meta=meta,
     )
+
+
+def token_order(spec: Spec, phase: Phase) -> str:
+    """Order of the tokens before SP cuts them: zig-zag balances causal work, which Ulysses shares out by heads."""
+    strategy = spec.strategy(phase)
+    return "zigzag" if strategy is not None and strategy.sp_kind in ("allgather", "ring") else "contiguous"
 
 
 def needs_transfer(spec: Spec) -> bool:
@@ -107,7 +115,7 @@ def _epilogue(model: ModelSpec, phase: Phase) -> Block:
     positions = Param("positions", tensor("int32", ("seq", NEW)), const=True)
     last = Param("last_position", tensor("int32"), const=True)
     x = b.emit("last_token", "last_token", [b.stream], [("last", hidden)], [positions, last], items="last")[0]
-    x = b.norm("final_norm", x, "hidden", model.hidden)
+    x = b.norm("final_norm", x, "hidden", model.hidden, model.norm_eps)
     logits = tensor(ACTIVATION_DTYPE, ("batch", BATCH), ("vocab", model.vocab))
     weight = Param("weight", tensor(ACTIVATION_DTYPE, ("hidden", model.hidden), ("vocab", model.vocab)))
     attrs = {"tied": True} if model.tied else {}

@@ -21,6 +21,7 @@ from .check import check_command
 from .compile import compile_command
 from .explain import explain_command, rules_command
 from .fix import fix_command
+from .fmt import fmt_command
 from .verify import verify_command
 
 __all__ = ["app", "main"]
@@ -59,6 +60,7 @@ app.command("rules", epilog=example("paradag rules --format json"))(rules_comman
 app.command("check", epilog=example("paradag check *.strat --format sarif > findings.sarif"))(check_command)
 app.command("fix", epilog=example("paradag fix model.strat --diff", "paradag fix model.strat --write"))(fix_command)
 app.command("verify", epilog=example("paradag verify ir_examples/mixtral-8x7b-ep4-tp2.strat"))(verify_command)
+app.command("fmt", epilog=example("paradag fmt model.strat", "paradag fmt *.strat --check"))(fmt_command)
 app.command("accelerators", epilog=example("paradag accelerators --format json"))(accelerators_command)
 app.command("calibrate", epilog=example("paradag calibrate kernels.csv --accelerator h200_sxm -o my-h200.toml"))(
     calibrate_command

@@ -31,7 +31,7 @@ class Explanation:
         """Explain ``top`` or the nodes that ``wanted`` names; nothing where the run was rejected.
 
         Raises:
-            DiagnosticError: PD504, there is no such node.
+            DiagnosticError: PD506, there is no such node.
         """
         from ...passes.analysis.explain import explain_node, explain_top
 

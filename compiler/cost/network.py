@@ -243,3 +243,11 @@ def boundary_crosses(mesh: Mesh, source: int, target: int, domain: int) -> bool:
     varying = [a.name for a in mesh.axes]
     sources, targets = mesh.ranks(source, {}, varying), mesh.ranks(target, {}, varying)
     return any(a // domain != b // domain for a, b in zip(sources, targets, strict=True))
+
+
+def ring_crosses(mesh: Mesh, axes: Iterable[str], hops: int, domain: int) -> bool:
+    """Whether any rank of a ring over ``axes`` has the one ``hops`` further in another scale-up domain."""
+    ring = tuple(axes)
+    others = [a.name for a in mesh.axes if a.name not in ring]
+    table = np.array(mesh.ranks(0, {}, [*others, *ring])).reshape(-1, mesh.size(ring)) // domain
+    return bool((table != np.roll(table, -hops, axis=1)).any())

@@ -29,6 +29,7 @@ from .network import (
     collective_time,
     exchange_time,
     ranks_in_domain,
+    ring_crosses,
     transfer_time,
     wire_bytes,
 )
@@ -108,7 +109,7 @@ def node_terms(graph: Graph, block: Block, node: Node, hardware: Hardware, exten
 def _figures(graph: Graph, block: Block, node: Node, hardware: Hardware, extents: Mapping[str, Number]) -> _Figures:
     """Arguments of :func:`_cost`."""
     rule, work = operator(node), node_work(graph, block, node, extents)
-    if rule.kind is Kind.P2P:
+    if rule.kind is Kind.P2P or node.op == "ring_shift":
         return _transfer(graph, block, work, hardware)
     if rule.cost_class is CostClass.NETWORK:
         return _collective(work, hardware)
@@ -211,9 +212,18 @@ def _attention(work: Work, phase: str, moved: Number, hardware: Hardware) -> Ter
     return prefill_attention_time(
         query["batch"], new, context - new, query["heads"], qk_dim, v_dim, moved,
         work.input_types[1].local_bytes(work.extents, work.mesh),
-        window=work.attrs.get("window") or np.inf, share=query["seq"] / new,
+        window=work.attrs.get("window") or np.inf, share=attended_share(work),
         parameters=hardware.calibration.prefill(variant, mla=mla), **chip,
     )  # fmt: skip
+
+
+def attended_share(work: Work) -> Number:
+    """Share of an item's (query, key) pairs that one rank computes: its queries, and the keys of its block."""
+    share = work.input(0)["seq"] / work.extents["new"]
+    if work.node.op != "attention_partial":
+        return share
+    keys = 1 / work.attrs["ring"] if "ring" in work.attrs else work.input(1)["context"] / work.extents["context"]
+    return share * keys
 
 
 def _own_heads(work: Work) -> bool:
@@ -260,14 +270,16 @@ def routed_top_k(work: Work) -> Number:
 
 
 def _transfer(graph: Graph, block: Block, work: Work, hardware: Hardware) -> _Figures:
-    """Sends carry the cost."""
+    """Sends carry the cost. In a hop of a ring every rank sends its block at once, and the slowest link decides."""
     payload: Any = work.input_bytes() if work.node.inputs else work.output_bytes()
     terms = transfer_time(payload, node_crosses(graph, block, work.node, hardware), hardware)
     return terms, 0, 0, payload, (0.0, 0.0, terms.ideal)
 
 
 def node_crosses(graph: Graph, block: Block, node: Node, hardware: Hardware) -> Number:
-    """Whether the message leaves its scale-up domain, per repetition of the node."""
+    """Whether the message leaves its scale-up domain, per repetition of the node; of a ring, any rank's message."""
+    if node.op == "ring_shift":
+        return ring_crosses(graph.mesh, node.attrs["axes"], node.attrs["hops"], hardware.domain)
     if node.op == "kv_send":
         # The pools are apart unless everything fits one domain.
         return bool(graph.meta.get("pool_gpus", graph.mesh.gpus) > hardware.domain)

@@ -177,6 +177,12 @@ class TensorRow(TypedDict):
     partial: Annotated[
         dict[str, Literal["sum", "max", "lse"]], Field(description="Mesh axes along which ranks hold summands.")
     ]
+    shift: NotRequired[
+        Annotated[
+            dict[str, Count],
+            Field(description="By how many ranks the chunks of a dimension have travelled round their ring."),
+        ]
+    ]
 
 
 @with_config(_STRICT)

@@ -155,7 +155,7 @@ def explain_node(phases: Mapping[Phase, PhaseAnalysis], wanted: str, cluster: Cl
         cluster: What the file says of the machines.
 
     Raises:
-        DiagnosticError: PD504, no phase has such a node.
+        DiagnosticError: PD506, no phase has such a node.
     """
     found = [
         NodeExplanation(phase, _figures(analysis, node), _derivation(analysis, node, cluster))
@@ -194,7 +194,7 @@ def _unknown(phases: Mapping[Phase, PhaseAnalysis], wanted: str) -> Diagnostic:
     near = get_close_matches(wanted[:_LONGEST_NAME].lower(), known, n=5, cutoff=0.5)
     ids = ", ".join(f"0 to {a.flat.node_count - 1} in {p}" for p, a in phases.items())
     return Diagnostic(
-        "PD504",
+        "PD506",
         f"no node {wanted[:_LONGEST_NAME]!r} to explain",
         expected=f"`top`, an id ({ids}), or the name of a node or operator, `*` and `?` allowed",
         help=f"did you mean {' or '.join(near)}?" if near else "`--explain top` lists nodes by name",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...compiler.ir.graph import Block, Graph, Node
-from ...compiler.ir.ops import CostClass, operator
+from ...compiler.ir.ops import ATTENTION_OPS, CostClass, operator
 
 _CACHE_OPS = ("kv_write", "kv_read", "kv_recv")
 
@@ -80,8 +80,11 @@ def weight_bytes(graph: Graph) -> list[float]:
 
 
 def _weight_bytes(graph: Graph, node: Node) -> float:
-    """Bytes of a node's weights on the fullest rank. A tied LM head on the embedding's stage shares its table."""
-    if node.attrs.get("tied") and len(graph.stages) == 1:
+    """Bytes of a node's weights on the fullest rank. A tied LM head on the embedding's stage shares its table.
+
+    The hops of a ring that work with the weights of another node hold none of their own.
+    """
+    if "weights_of" in node.attrs or (node.attrs.get("tied") and len(graph.stages) == 1):
         return 0.0
     extents: Mapping[str, Any] = {}
     return float(sum(p.type.local_bytes(extents, graph.mesh) for p in node.params if not p.const))
@@ -91,7 +94,7 @@ def _cache_bytes(graph: Graph, block: Block, node: Node, context: int) -> float:
     """Bytes of a layer's cache on the fullest rank, all micro-batches in flight; a sliding layer keeps its window."""
     if node.op != "kv_write":
         return 0.0
-    window = next((n.attrs.get("window") for n in block.nodes if n.op == "attention"), None)
+    window = next((n.attrs.get("window") for n in block.nodes if n.op in ATTENTION_OPS), None)
     length = min(context, window) if window else context
     kind = node.outputs[0].type
     total = 0.0

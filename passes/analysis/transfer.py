@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...compiler.cost import Hardware, NodeCost
 from ...compiler.ir.graph import Block, Graph, Node, Phase
+from ...compiler.ir.ops import ATTENTION_OPS
 from ...compiler.ir.overlap import CacheLayout, MicroBatch, Overlap, overlap
 from ...compiler.ir.types import TensorType
 from ...compiler.spec.dtypes import dtype
@@ -200,7 +201,7 @@ def _ends(graph: Graph, op: str) -> dict[int, tuple[TensorType, int | None]]:
         node = next((n for n in block.nodes if n.op == op), None)
         if node is not None:
             kind = block.types[node.inputs[0]] if node.inputs else node.outputs[0].type
-            window = next((n.attrs.get("window") for n in block.nodes if n.op == "attention"), None)
+            window = next((n.attrs.get("window") for n in block.nodes if n.op in ATTENTION_OPS), None)
             ends.update(dict.fromkeys(block.layers, (kind, window)))
     return ends
 

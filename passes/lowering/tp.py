@@ -9,6 +9,7 @@ from ...compiler.ir.graph import Graph, Node
 from ...compiler.ir.mesh import Mesh
 from .ep import cut_params
 from .resolve import resolve
+from .sp import exchange_heads
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,11 @@ class LowerTp:
     name: ClassVar[str] = "tp"
 
     def run(self, graph: Graph) -> Graph:
-        lowered = replace(graph, level="tp").map_nodes(lambda n: _cut(n, graph.mesh))
+        mesh = graph.mesh
+        lowered = replace(graph, level="tp").map_nodes(lambda n: _cut(n, mesh))
+        if mesh.view("sp") and graph.meta.get("sp_kind") == "ulysses":
+            heads = (*mesh.view("tp"), *mesh.view("sp"))
+            lowered = lowered.map_blocks(lambda b: exchange_heads(b, mesh, heads))
         return resolve(lowered, self.name)
 
 

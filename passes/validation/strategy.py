@@ -29,7 +29,6 @@ PHASE_RULES: tuple[Rule, ...] = (
     Rule("PD205", law.no_whole_groups, unless=_CHAIN),
     Rule("PD223", chain.unknown_option),
     Rule("PD223", law.placement_no_permutation),
-    Rule("PD224", chain.unsupported_kind),
     *SHAPE_RULES,
     Rule("PD206", law.axes_do_not_nest, unless=_LAW | {"PD212"}),
     Rule("PD216", work.stages_do_not_match),

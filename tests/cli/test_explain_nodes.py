@@ -135,7 +135,7 @@ def test_every_node_can_be_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wanted", ["atention", "999999", "9" * 40, "", "²", "[" * 200, "layers."])
 def test_an_unknown_node_is_an_error_with_near_names(tmp_path: Path, wanted: str) -> None:
     code, out, err = explained(tmp_path, wanted)
-    assert code == 1 and "PD504" in err and not out
+    assert code == 1 and "PD506" in err and not out
     assert "an id (0 to" in err and ("attention" in err) == (wanted == "atention")
     assert not (tmp_path / "out").exists(), "nothing is written"
 

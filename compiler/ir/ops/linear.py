@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..graph import Node
+from ..mesh import Mesh
 from ..types import Number, TensorType
-from ._base import Array, CostClass, Operator, Shard, Work, register
+from ._base import Array, CostClass, Inference, Operator, Shard, Work, passed_on, register
 
 
 @register
@@ -109,6 +110,9 @@ class LatentExpand(Operator):
 
     def whole(self, node: Node) -> frozenset[str]:
         return frozenset({"latent", "kv_features", "nope_dim", "v_dim", "kv_lora"})
+
+    def infer(self, node: Node, inputs: Sequence[TensorType], mesh: Mesh) -> Inference:
+        return passed_on(node, inputs, super().infer(node, inputs, mesh))
 
     def flops(self, work: Work) -> Number:
         tokens = work.input(0)["batch"] * work.input(0)["context"]

@@ -144,6 +144,8 @@ def _visits(index: Array, experts: int, slots: int) -> Array:
     visits = np.zeros((len(index), slots))
     for row, chosen in enumerate(index.astype(int)):
         for expert in chosen:
+            if not copies[expert]:
+                raise ValueError(f"a token goes to expert {expert} of {experts}, which has none of the {slots} slots")
             visits[row, copies[expert][row % len(copies[expert])]] = 1
     return visits
 
