@@ -121,8 +121,8 @@ def _figures(log: str) -> tuple[int, int, int]:
 
 def _fault(log: str, inputs: list[Path]) -> str:
     told = re.findall(r"^(?:==\d+== ?ERROR.*|\w*Error:.*)$", log, re.MULTILINE)
-    shown = inputs[0].read_bytes()[:2000] if inputs else b""
-    print(log[-6000:], file=sys.stderr)
+    shown = inputs[0].read_bytes() if inputs else b""
+    print(log[max(0, log.find("=== Uncaught")) :][:6000], file=sys.stderr)
     return f"{'; '.join(told) or 'ended early'}; input {shown!r}"
 
 

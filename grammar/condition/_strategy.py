@@ -11,6 +11,7 @@ from ._claims import Claims
 
 __all__ = ["strategies"]
 
+_MAX_RANKS = 1_000_000
 _ORDER = ("dp", "pp", "sp", "ep", "tp")
 
 
@@ -41,11 +42,11 @@ def _readings(degrees: dict[str, int], *, is_moe: bool) -> dict[str, Degrees | N
     alone = _law(degrees | {"dp": 1}, is_moe=is_moe)
     if degrees["dp"] == 1:
         return {"DP as replicas": alone}
-    attention = degrees["dp"] * degrees["sp"] * degrees["tp"]
-    inside = _law(degrees | {"dp": 1}, is_moe=is_moe, ranks=max(attention, alone.ep * alone.etp))
+    ranks = max(degrees["dp"] * degrees["sp"] * degrees["tp"], alone.ep * alone.etp)
+    inside = _law(degrees | {"dp": 1}, is_moe=is_moe, ranks=ranks) if ranks <= _MAX_RANKS else None
     return {
         "without DP": alone,
-        "DP as attention DP": inside if inside.fits() and inside.adp % degrees["dp"] == 0 else None,
+        "DP as attention DP": inside if inside and inside.fits() and inside.adp % degrees["dp"] == 0 else None,
         "DP as replicas": _law(degrees, is_moe=is_moe),
     }
 

@@ -146,6 +146,12 @@ def test_a_total_that_is_the_product_of_all_degrees_is_told_apart() -> None:
     assert "128 without DP" in str(told.expected) and "256 DP as replicas" in str(told.expected)
 
 
+def test_degrees_beyond_any_cluster_are_read() -> None:
+    section = "## Strategy\n- **Tensor**: 65536\n- **Data**: 65536\n- **GPUs**: 8\n"
+    loaded = load(CHIP + MODEL + section)
+    assert any("none DP as attention DP" in str(d.expected) for d in loaded.diagnostics)
+
+
 def test_one_expert_per_gpu_is_checked() -> None:
     section = "## Strategy\n- **Expert Parallelism (EP)**: 2-way - Each expert assigned to separate GPU\n"
     loaded = load(CHIP + MODEL + section)
