@@ -10,6 +10,7 @@ import pytest
 
 from paradag.compiler.build import build_graph
 from paradag.compiler.cost import node_costs, resolve_hardware
+from paradag.compiler.cost.network import transfer_time
 from paradag.compiler.driver import compile as compile_strategy
 from paradag.compiler.driver import load, lowering_passes
 from paradag.compiler.ir.graph import Block, Graph, Node
@@ -137,9 +138,10 @@ def test_a_hop_takes_the_link_between_neighbours(placement: str, slow: bool) -> 
     graph = PassManager(lowering_passes(spec, "prefill")).run(build_graph(spec, "prefill", "m")).graph
     block = layer(graph)
     hop = node_costs(graph, hardware)[block.name, of(block, "ring_shift")[0].name]
-    link = hardware.scale_out if slow else hardware.scale_up
-    expected = float(np.max(hop.wire_bytes)) / link.bandwidth + link.latency + hardware.launch
-    assert float(np.max(hop.time)) == pytest.approx(expected, rel=1e-12)
+    expected = transfer_time(np.max(hop.wire_bytes), slow, hardware).time
+    assert float(np.max(hop.time)) == pytest.approx(float(expected), rel=1e-12)
+    other = transfer_time(np.max(hop.wire_bytes), not slow, hardware).time
+    assert bool(expected > other) is slow
 
 
 def test_the_ring_states_its_assumptions() -> None:
