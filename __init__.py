@@ -1,7 +1,7 @@
 """paradag: a compiler for parallel strategies of LLM inference.
 
-``import paradag`` gives :func:`load`, :func:`compile`, :func:`check`, :func:`fix`, :func:`plan`, :func:`verify` and :class:`Pass`;
-everything heavier is imported on first use.
+``import paradag`` gives :func:`load`, :func:`compile`, :func:`check`, :func:`fix`, :func:`plan`, :func:`verify` and
+:class:`Pass`; everything heavier is imported on first use.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
 
 from paradag.tests.mutation import test_documents, test_graphs, test_specs
 
@@ -84,7 +85,17 @@ def tallies(examples: int, only: str) -> Iterator[Tally]:
 
 
 def _tally(tally: Tally, module: Any, count: Callable[[Any, Tally], None], examples: int) -> Tally:
-    @settings(
+    def one(case: Any) -> None:
+        tally.tried += 1
+        count(case, tally)
+
+    visit(module.damaged(tally.kind), examples, one)
+    return tally
+
+
+def visit(cases: SearchStrategy[Any], examples: int, one: Callable[[Any], None]) -> None:
+    """Do something with so many random cases, the same ones in every run."""
+    limits = settings(
         max_examples=examples,
         deadline=None,
         database=None,
@@ -92,13 +103,13 @@ def _tally(tally: Tally, module: Any, count: Callable[[Any, Tally], None], examp
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    @given(module.damaged(tally.kind))
-    def one(case: Any) -> None:
-        tally.tried += 1
-        count(case, tally)
 
-    one()
-    return tally
+    @limits
+    @given(cases)
+    def run(case: Any) -> None:
+        one(case)
+
+    run()
 
 
 def table(done: list[Tally], seconds: float) -> str:
@@ -117,6 +128,19 @@ def table(done: list[Tally], seconds: float) -> str:
     return "\n".join(lines)
 
 
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two marks of a file.
+
+    Raises:
+        ValueError: the file has not both.
+    """
+    head, first, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, second, tail = rest.partition(end)
+    if not first or not second:
+        raise ValueError(f"{path} has no {begin} ... {end}")
+    path.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
+
+
 def main() -> int:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,10 +156,7 @@ def main() -> int:
     text = table(done, time.perf_counter() - began)
     print(text)
     if args.write:
-        old = args.write.read_text(encoding="utf-8")
-        head, _, rest = old.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        args.write.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}", encoding="utf-8")
+        write_between(args.write, BEGIN, END, text)
     return 0 if all(t.is_clean for t in done) else 1
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..grammar import load_file, load_text
 from ..passes.analysis import PhaseAnalysis, TransferPlan, analyse_phase, plan_transfer
+from ..passes.analysis.load import under_load
 from ..passes.analysis.memory import weight_bytes
 from ..passes.compiled import Compiled, PassRecord
 from ..passes.lowering import lowering_sequence
@@ -17,12 +18,13 @@ from ..passes.plugins import load_passes
 from ..passes.validation import check_spec, stage_layers
 from ..passes.validation.fixes import Fixed, as_repaired, fix_spec, over_memory
 from ..passes.validation.results import result_findings
-from .build import build_graph, cache_tokens, decode_context, needs_transfer, two_layouts
+from .build import build_graph, cache_tokens, decode_context, needs_transfer, pools_separate, two_layouts
 from .cost import Hardware, resolve_hardware
 from .diagnostics import Diagnostic, DiagnosticError, Fix, Outcome
 from .ir.graph import LEVELS, Graph, Phase
 from .knowledge.pack import load_pack
 from .spec import Assumption, LoadedSpec, Pack, Spec
+from .spec.inheritance import Library
 from .spec.pack import graded
 from .spec.pack_law import stated
 
@@ -86,6 +88,7 @@ def compile(
     fix: bool = True,
     fix_workload: bool = False,
     knowledge: Knowledge | None = None,
+    calibration: Library | None = None,
 ) -> Compiled:
     """Compile a strategy into explicit prefill and decode DAGs.
 
@@ -100,6 +103,7 @@ def compile(
         fix: Whether an illegal strategy is repaired where a repair is safe; what was wrong is then told as warnings.
         fix_workload: Whether a repair may reduce the batch, where nothing else makes the work fit.
         knowledge: A knowledge pack, which replaces what the knowledge base says.
+        calibration: Fitted figures of kernels (:func:`~.cost.load_calibration`); default those that paradag ships.
 
     Returns:
         The result; with errors its status is REJECTED and it has no phases.
@@ -119,7 +123,9 @@ def compile(
         result = Compiled(stem, checked.spec, Outcome.REJECTED, diagnostics, (), spec.assumptions, texts=spec.texts)
         if any(d.is_error for d in diagnostics):
             return result
-        return _compile_phases(result, checked, phase, steps, scheduled, dumped, expand_ranks, repairs=fix)
+        return _compile_phases(
+            result, checked, phase, steps, scheduled, dumped, expand_ranks, repairs=fix, calibration=calibration
+        )
 
     result = attempt(loaded)
     if not fix or result.status is not Outcome.REJECTED or _steps_findings(steps):
@@ -243,9 +249,10 @@ def _compile_phases(
     expand_ranks: bool,
     *,
     repairs: bool,
+    calibration: Library | None,
 ) -> Compiled:
     spec = loaded.spec
-    hardware, assumed = resolve_hardware(spec.cluster, spec.model.dtype, spec.pack)
+    hardware, assumed = resolve_hardware(spec.cluster, spec.model.dtype, pack=spec.pack, calibration=calibration)
     wanted: list[Phase] = [s.phase for s in spec.strategies if phase in ("all", s.phase) and _in_mode(spec, s.phase)]
     graphs: dict[Phase, Graph] = {}
     dumps: dict[tuple[Phase, str], str] = {}
@@ -262,7 +269,8 @@ def _compile_phases(
         records += run.records
     _known_passes(print_after, extra)
     transfer = _plan_transfer(spec, graphs, result.name)
-    phases = {p: _analyse(spec, g, graphs, hardware, expand_ranks, transfer) for p, g in graphs.items()}
+    analysed = {p: _analyse(spec, g, graphs, hardware, expand_ranks, transfer) for p, g in graphs.items()}
+    phases = under_load(analysed, spec.workload, separate=pools_separate(spec))
     findings = graded([*findings, *result_findings(loaded, phases)], spec.pack)
     rejected = any(d.is_error for d in findings)
     return replace(
@@ -355,6 +363,8 @@ def _workload_assumptions(spec: Spec, wanted: Sequence[Phase]) -> list[Assumptio
     if spec.model.moe is not None:
         made.append(Assumption("expert load", "uniform", "no load given: every expert slot is equally likely"))
     prefill = spec.strategy("prefill")
-    if "prefill" in wanted and prefill is not None and prefill.degree("sp") > 1:
+    if "prefill" in wanted and prefill is not None and prefill.sp_kind in ("allgather", "ring"):
         made.append(Assumption("token order", "zig-zag", "causal work is balanced over the SP ranks"))
+    if "prefill" in wanted and prefill is not None and prefill.sp_kind == "ring":
+        made.append(Assumption("ring hops", "not overlapped", "a hop and the attention before it take turns on a GPU"))
     return made

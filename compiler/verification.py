@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,22 @@ from .diagnostics import Diagnostic, DiagnosticError
 from .driver import Knowledge, Source, load, lowering_passes
 from .ir.graph import Graph, Phase
 from .run.charges import traffic_of
+from .run.engine import Engine, EngineName, NumpyEngine
 from .run.executor import Executor
 from .run.handover import Handover, hand_over, in_order, pieces_of_prefill, pieces_of_reference, staying
 from .run.records import Inputs, PhaseRun
 from .run.report import Change, PhaseReport, Traffic, Verification
 from .run.shrink import MAX_RANKS, shrink
 from .run.store import Ref
-from .run.story import Story, batch_of, tell
+from .run.story import Oracle, Story, batch_of, tell
+from .run.torch_engine import MAX_PROCESSES, TorchEngine
 from .spec import Spec, StrategySpec
 
 STEPS = 4
 """Decode steps that are executed unless asked otherwise."""
+
+MAX_RANKS_OF: Mapping[EngineName, int] = {"numpy": MAX_RANKS, "torch": MAX_PROCESSES}
+"""Ranks of a phase, or processes of all phases, above which degrees shrink too, unless asked otherwise."""
 
 Damage = Callable[[Graph], Graph]
 
@@ -41,9 +47,11 @@ def verify(
     source: Source,
     *,
     steps: int = STEPS,
-    max_ranks: int = MAX_RANKS,
+    max_ranks: int | None = None,
     seed: int = 0,
     name: str | None = None,
+    engine: EngineName = "numpy",
+    oracle: Oracle | None = None,
     knowledge: Knowledge | None = None,
 ) -> Verification:
     """Run a strategy's DAGs on virtual ranks and compare their logits with those of the undistributed model.
@@ -51,37 +59,75 @@ def verify(
     Args:
         source: Path, strategy text, or spec.
         steps: Decode steps.
-        max_ranks: Ranks of a phase above which degrees shrink too.
+        max_ranks: Ranks of a phase above which degrees shrink too, or processes of all phases (512, or 8 processes).
         seed: First seed of the random weights and prompts to try.
         name: Name for the report; default the file's stem.
+        engine: ``numpy`` runs all ranks in this process, ``torch`` each in one of its own.
+        oracle: Model that stands for the one of the source, with its own weights and logits, and is not shrunk; see
+            :class:`~paradag.compiler.run.huggingface.HuggingFace`.
         knowledge: A knowledge pack.
 
     Returns:
         The report; ``equal`` says whether all phases are.
 
     Raises:
-        DiagnosticError: the input does not load, is not legal, has no strategy, or does not shrink enough.
+        DiagnosticError: the input does not load, is not legal, has no strategy, or does not shrink enough; the engine
+            is not there (PD504), or one of its processes ended (PD505).
     """
     began = time.perf_counter()
     loaded = load(source, knowledge=knowledge)
+    written = loaded.spec.model
+    if oracle is not None:
+        loaded = replace(loaded, spec=loaded.spec.model_copy(update={"model": oracle.weights.model}))
     checked, found = check_spec(loaded)
     errors = [d for d in (*loaded.diagnostics, *found) if d.is_error]
     if errors:
         raise DiagnosticError(errors)
     if not phases_of(checked.spec):
         raise DiagnosticError([Diagnostic("PD013", "no strategy to verify", expected="a strategy block")])
+    if engine not in MAX_RANKS_OF:
+        raise DiagnosticError([Diagnostic("PD016", f"unknown engine `{engine}`", expected=" or ".join(MAX_RANKS_OF))])
+    max_ranks = MAX_RANKS_OF[engine] if max_ranks is None else max_ranks
     if steps < 1 or max_ranks < 1:
         raise DiagnosticError([Diagnostic("PD015", f"{steps} steps on {max_ranks} ranks", expected="1 or more")])
     stages = {s.phase: stage_layers(checked.spec, s.phase) for s in checked.spec.strategies}
-    small, changes = shrink(checked.spec, stages, max_ranks)
-    ranks = max(phase_mesh(small, s.phase).replica_ranks for s in small.strategies)
-    if ranks > max_ranks:
-        message = f"no smaller strategy of this structure than one of {ranks:,} ranks"
-        help_text = "allow more ranks (--max-ranks), which takes time and memory in proportion"
-        raise DiagnosticError([Diagnostic("PD306", message, expected=f"at most {max_ranks:,}", help=help_text)])
+    small, changes = _small(checked.spec, stages, max_ranks, together=engine == "torch", whole=oracle is not None)
+    if oracle is not None:
+        changes = (Change("model", written.name, oracle.weights.model.name), *changes)
     if name is None:
         name = Path(source).stem if isinstance(source, (str, Path)) and "{" not in str(source) else "strategy"
-    return execute(small, name=name, steps=steps, seed=seed, shrunk=changes, began=began)
+    run = partial(execute, small, name=name, steps=steps, seed=seed, shrunk=changes, oracle=oracle, began=began)
+    if engine == "numpy":
+        return run()
+    with TorchEngine(_ranks(small, together=True)) as processes:
+        return run(engine=processes)
+
+
+def _small(
+    spec: Spec, stages: Mapping[Phase, Sequence[int]], max_ranks: int, *, together: bool, whole: bool
+) -> tuple[Spec, tuple[Change, ...]]:
+    """The spec shrunk until its ranks are few enough; ``together`` counts the ranks of all phases.
+
+    ``whole`` leaves model and degrees as they are.
+    """
+    fewest = 0
+    for limit in range(max_ranks, 0, -1) if together and not whole else (max_ranks,):
+        small, changes = shrink(spec, stages, limit, whole=whole)
+        ranks = _ranks(small, together=together)
+        if ranks <= max_ranks:
+            return small, changes
+        fewest = min(fewest or ranks, ranks)
+    message = f"no smaller strategy of this structure than one of {fewest:,} ranks"
+    help_text = "allow more ranks (--max-ranks), which takes time and memory in proportion"
+    raise DiagnosticError([Diagnostic("PD306", message, expected=f"at most {max_ranks:,}", help=help_text)])
+
+
+def _ranks(spec: Spec, *, together: bool) -> int:
+    """Ranks of the largest phase, or of all phases that run; in one pool they have the same."""
+    if not together:
+        return max(phase_mesh(spec, s.phase).replica_ranks for s in spec.strategies)
+    meshes = [phase_mesh(spec, phase) for phase in phases_of(spec)]
+    return len({r for m in meshes for stage in range(m.pp) for r in m.ranks(stage, {}, [a.name for a in m.axes])})
 
 
 def execute(
@@ -92,6 +138,8 @@ def execute(
     seed: int = 0,
     shrunk: tuple[Change, ...] = (),
     change: Mapping[Phase, Damage] | None = None,
+    oracle: Oracle | None = None,
+    engine: Engine | None = None,
     began: float | None = None,
 ) -> Verification:
     """Run a legal spec as it is, nothing shrunk.
@@ -103,11 +151,14 @@ def execute(
         seed: First seed to try.
         shrunk: What was made smaller before.
         change: What is done to a lowered graph before it runs; the verifier does not see the result.
+        oracle: Whose weights to load and whose logits to compare with; default the reference, with random weights.
+        engine: What runs the ranks; default all in this process, in numpy.
         began: When the work began, as ``time.perf_counter`` tells.
     """
     began = time.perf_counter() if began is None else began
-    story = tell(spec, steps, seed)
-    session = _Session(spec, story, steps, dict(change or {}))
+    story = tell(spec, steps, seed, oracle)
+    engine = engine or NumpyEngine()
+    session = _Session(spec, story, steps, dict(change or {}), engine)
     phases = session.run()
     return Verification(
         name=name,
@@ -117,6 +168,9 @@ def execute(
         top_margin=story.top_margin,
         router_margin=story.router_margin,
         seconds=time.perf_counter() - began,
+        engine=engine.name,
+        backend=engine.backend,
+        processes=engine.processes,
     )
 
 
@@ -131,12 +185,13 @@ def phases_of(spec: Spec) -> list[Phase]:
 class _Session:
     """Both phases of a spec, one after the other."""
 
-    def __init__(self, spec: Spec, story: Story, steps: int, change: dict[Phase, Damage]) -> None:
+    def __init__(self, spec: Spec, story: Story, steps: int, change: dict[Phase, Damage], engine: Engine) -> None:
         self.spec = spec
         self.story = story
         self.steps = steps
         self.change = change
-        self.hardware, _ = resolve_hardware(spec.cluster, spec.model.dtype, spec.pack)
+        self.engine = engine
+        self.hardware, _ = resolve_hardware(spec.cluster, spec.model.dtype, pack=spec.pack)
 
     def run(self) -> dict[str, PhaseReport]:
         graphs = {p: self._lower(p) for p in phases_of(self.spec)}
@@ -166,6 +221,7 @@ class _Session:
             max_error=np.inf,
             tokens_equal=False,
             kernel_error=self._kernel_error(graph.phase),
+            tolerance=self.story.tolerance,
             calls=0,
             ops=0,
             traffic=(),
@@ -177,7 +233,7 @@ class _Session:
         return PassManager(lowering_passes(self.spec, phase)).run(graph).graph
 
     def _executor(self, graph: Graph, inputs: Inputs) -> Executor:
-        return Executor(unroll(graph), self.story.checkpoint, {}, inputs)
+        return self.engine(unroll(graph), self.story.checkpoint, {}, inputs)
 
     def _prompts(self, graph: Graph) -> Callable[[int], np.ndarray]:
         seats = in_order(graph)
@@ -200,6 +256,7 @@ class _Session:
         run = self._executor(graph, inputs)
         devices = [[store.device for store in stage] for stage in run.stores]
         given["all"] = hand_over(graph, devices, pieces, seats, windowed=transfer)
+        run.fetches = given["all"].fetches
         if not transfer:
             _seed_caches(run, given["all"])
         report = self._report(run, seats, 1, tuple(notes))
@@ -226,6 +283,7 @@ class _Session:
             max_error=np.inf if fault else error,
             tokens_equal=equal and not fault,
             kernel_error=self._kernel_error(graph.phase),
+            tolerance=self.story.tolerance,
             calls=run.run_result.calls,
             ops=run.run_result.ops,
             traffic=traffic_of(run, self.hardware),
@@ -241,7 +299,7 @@ class _Session:
         graph = build_graph(spec, phase, "logical", self.steps)
         seats = in_order(graph)
         inputs = Inputs(prompts=self._prompts(graph), previous=lambda item: self.story.ids[0][seats[item]])
-        run = self._executor(graph, inputs)
+        run = Executor(unroll(graph), self.story.checkpoint, {}, inputs)
         if phase == "decode":
             _seed_caches(run, hand_over(graph, [[0]], pieces_of_reference(self.story.cache), seats, windowed=False))
         run.run()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..compiler.diagnostics import DiagnosticError
 from ..compiler.spec import ModelSpec
+from ._build_rotary import build_rotary
 from ._check_model import check_model
 from ._context import Block, Context
 from ._syntax import Statement, token_span
@@ -17,6 +18,7 @@ from .hf_config import load_hf_config
 __all__ = ["build_model"]
 
 _MLA_KEYS = ("q_lora", "kv_lora", "nope_dim", "rope_dim", "v_dim")
+_MLA_REQUIRED = _MLA_KEYS[1:]
 _QK_NORM = {"true": "head", "head": "head", "full": "full", "false": "none", "none": "none"}
 _BIAS = {"true": "all", "all": "all", "qkv": "qkv", "false": "none", "none": "none"}
 
@@ -34,11 +36,13 @@ def build_model(context: Context, head: Statement, base: Path | None) -> ModelSp
     block.read_counts(fields, "hidden", "vocab", "ffn")
     block.read_counts(fields, "max_context", measure=TOKENS)
     block.read_measure(fields, "weights", PARAMETERS)
+    block.read_measure(fields, "norm_eps", FACTOR)
     block.read_choices(fields, "dtype", "kv_dtype")
     block.read_flags(fields, "tied")
     _layers(block, fields)
     _attention(block, fields)
     _moe(block, fields)
+    build_rotary(block, fields)
     if fields.pop("_broken", False):
         return None
     block.require("layers", "hidden", "vocab", "attention", given=fields)
@@ -118,7 +122,7 @@ def _attention(block: Block, fields: dict[str, Any]) -> None:
     _refuse_other_kind(inner, kind)
     inner.require("heads", given=data)
     if kind == "mla":
-        inner.require(*_MLA_KEYS, given=data)
+        inner.require(*_MLA_REQUIRED, given=data)
         data["kv_heads"] = 1
         data["head_dim"] = data.get("nope_dim", 1) + data.get("rope_dim", 1)
         return

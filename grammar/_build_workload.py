@@ -12,7 +12,12 @@ from ._units import RATE, THROUGHPUT, TIME, TOKENS
 __all__ = ["build_workload"]
 
 _MOST, _LEAST = "AT_MOST", "AT_LEAST"
-_REQUIREMENTS = {"ttft": (TIME, _MOST, "<="), "tpot": (TIME, _MOST, "<="), "throughput": (THROUGHPUT, _LEAST, ">=")}
+_REQUIREMENTS = {
+    "ttft": (TIME, _MOST, "<="),
+    "tpot": (TIME, _MOST, "<="),
+    "throughput": (THROUGHPUT, _LEAST, ">="),
+    "throughput_per_gpu": (THROUGHPUT, _LEAST, ">="),
+}
 
 
 def build_workload(context: Context, head: Statement) -> WorkloadSpec | None:

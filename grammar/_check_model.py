@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..compiler.diagnostics import Severity
-from ..compiler.spec import ModelSpec
+from ..compiler.spec import Llama3Spec, ModelSpec
 from ._context import Context
 
 __all__ = ["check_model"]
@@ -16,7 +16,7 @@ Finding = tuple[str, str, str]
 
 def check_model(context: Context, model: ModelSpec) -> None:
     """Report every contradiction (PD101) at the field that is likeliest wrong."""
-    for check in (_dense_layers, _windows, _heads, _experts):
+    for check in (_dense_layers, _windows, _heads, _rotary, _experts):
         for path, message, fix in check(model):
             context.report("PD101", message, context.find(path), None, fix)
     if model.ffn is not None and not any(not model.is_moe_layer(n) for n in range(model.layers.count)):
@@ -85,6 +85,21 @@ def _heads(model: ModelSpec) -> Iterator[Finding]:
         yield "model.attention.kv_heads", f"{heads} heads cannot share {kv_heads} KV heads evenly", fix
     if attention.kind == "mla" and (attention.qk_norm != "none" or attention.bias != "none" or attention.sinks):
         yield "model.attention", "`qk_norm`, `bias` and `sinks` are not known for MLA", "remove them"
+
+
+def _rotary(model: ModelSpec) -> Iterator[Finding]:
+    dim, head_dim, scaling = model.rotary.dim, model.attention.head_dim, model.rotary.scaling
+    if dim is not None and model.attention.kind == "mla":
+        yield "model.rotary.dim", "`dim` in `rotary`, but `mla` turns its `rope_dim`", "remove it, or change `rope_dim`"
+    elif dim is not None and dim > head_dim:
+        yield "model.rotary.dim", f"{dim} of a head's {head_dim} features turn", f"give at most {head_dim}"
+    elif (width := model.rotary_width) % 2:
+        path = "rotary.dim" if dim else "attention.rope_dim" if model.attention.kind == "mla" else "attention.head_dim"
+        yield f"model.{path}", f"rotary embedding turns pairs of features, and {width} is odd", "give an even number"
+    if isinstance(scaling, Llama3Spec) and scaling.high_freq <= scaling.low_freq:
+        fix = "give `high_freq` more than `low_freq`"
+        message = f"`high_freq` {scaling.high_freq:g} does not lie above `low_freq` {scaling.low_freq:g}"
+        yield "model.rotary.scaling.llama3.high_freq", message, fix
 
 
 def _experts(model: ModelSpec) -> Iterator[Finding]:

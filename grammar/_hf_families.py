@@ -8,15 +8,20 @@ from typing import Any
 from ..compiler.spec.model import MAX_LAYERS
 from ._hf_fields import Fields, MalformedConfig
 from ._hf_quantization import formats
+from ._hf_rotary import Numerics, read_rotary
 
 __all__ = ["FAMILIES"]
 
 Model = dict[str, Any]
 
+_USUAL = Numerics()
+
 
 def _base(c: Fields) -> Model:
-    """What all families share. Rotary scaling changes no shape and is left out."""
+    """What all families share."""
     _refuse(c, "mlp_bias", "a biased FFN")
+    if (activation := c.text("hidden_act", "silu")) not in ("silu", "swish"):
+        raise c.unsupported("hidden_act", f"the activation `{activation[:40]}`")
     model: Model = {
         "layers": {"count": _layers(c)},
         "hidden": c.count("hidden_size"),
@@ -61,9 +66,12 @@ def _heads(c: Fields, *, default_kv: int | None = None, default_dim: int | None 
     return {"kind": kind, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, **extra}
 
 
-def _finish(c: Fields, model: Model) -> Model:
-    """Number formats, and the dense width only where a layer has it."""
+def _finish(c: Fields, model: Model, numerics: Numerics = _USUAL) -> Model:
+    """Number formats, rotary embedding and norms, and the dense width only where a layer has it."""
     model |= formats(c, model)
+    attention = model["attention"]
+    model["rotary"] = read_rotary(c, numerics, attention.get("rope_dim") or attention["head_dim"])
+    model["norm_eps"] = c.number("rms_norm_eps", numerics.eps)
     layers, moe = model["layers"], model.get("moe")
     dense = layers["count"] if moe is None else min(layers.get("dense", 0), layers["count"]) or layers.get("dense_at")
     if dense:
@@ -102,8 +110,8 @@ def _qwen3(c: Fields) -> Model:
 
 def _qwen_windows(c: Fields, model: Model) -> None:
     """With ``use_sliding_window`` the layers from ``max_window_layers`` on slide."""
-    window = c.count("sliding_window", None)
-    if not c.flag("use_sliding_window", False) or window is None:
+    window = _qwen_window(c)
+    if window is None:
         return
     count = model["layers"]["count"]
     if "layer_types" in c:
@@ -112,6 +120,14 @@ def _qwen_windows(c: Fields, model: Model) -> None:
         full = min(c.count("max_window_layers", 28, low=0), count)
         kinds = ["full"] * full + ["sliding"] * (count - full)
     _set_pattern(model, kinds, window)
+
+
+def _qwen_window(c: Fields) -> int | None:
+    """The window of a Qwen model, None without ``use_sliding_window``; null in the config means none."""
+    if not c.flag("use_sliding_window", False):
+        return None
+    window: int | None = c.count("sliding_window", None if c.given("sliding_window") else 4096)
+    return window
 
 
 def _layer_types(c: Fields, count: int) -> list[str]:
@@ -143,13 +159,15 @@ def _mixtral(c: Fields) -> Model:
         "top_k": c.count("num_experts_per_tok", 2),
         "ffn": c.count("intermediate_size"),
     }
-    return _finish(c, _base(c) | {"attention": attention, "moe": moe})
+    numerics = Numerics(theta=1_000_000.0, eps=1e-5)
+    return _finish(c, _base(c) | {"attention": attention, "moe": moe}, numerics)
 
 
 def _qwen3_moe(c: Fields) -> Model:
     model = _base(c) | {"attention": _heads(c, bias=_bias(c), qk_norm="head")}
     model["moe"] = {
-        "experts": c.count("num_experts", 128),
+        # transformers 5 writes the key under its common name
+        "experts": c.count("num_local_experts" if "num_local_experts" in c else "num_experts", 128),
         "top_k": c.count("num_experts_per_tok", 8),
         "ffn": c.count("moe_intermediate_size", 768),
         "renormalize": c.flag("norm_topk_prob", False),
@@ -161,12 +179,15 @@ def _qwen3_moe(c: Fields) -> Model:
         del model["moe"]
     elif dense:
         model["layers"]["dense_at"] = tuple(dense)
-    _qwen_windows(c, model)
+    model["attention"]["window"] = _qwen_window(c)  # this class knows no `max_window_layers`: all layers slide
     return _finish(c, model)
 
 
 def _gpt_oss(c: Fields) -> Model:
     """Sliding and full layers alternate, attention has sinks, router and experts have biases."""
+    for key, value in (("swiglu_limit", 7.0), ("swiglu_alpha", 1.702)):
+        if c.number(key, value) != value:
+            raise c.unsupported(key, f"a clamped activation with another value than {value}")
     bias = "all" if c.flag("attention_bias", True) else "none"
     model = _base(c) | {"attention": _heads(c, default_kv=8, default_dim=64, bias=bias, sinks=True)}
     model["moe"] = {
@@ -179,7 +200,8 @@ def _gpt_oss(c: Fields) -> Model:
     count = model["layers"]["count"]
     kinds = _layer_types(c, count) if "layer_types" in c else [("sliding", "full")[n % 2] for n in range(count)]
     _set_pattern(model, kinds, c.count("sliding_window", 128))
-    return _finish(c, model)
+    yarn = {"kind": "yarn", "factor": 32.0, "original": 4096, "truncate": False}
+    return _finish(c, model, Numerics(theta=150_000.0, eps=1e-5, scaling=yarn))
 
 
 # --- mixture of experts with sigmoid routing and correction bias (a buffer, not a parameter)
@@ -188,31 +210,32 @@ def _gpt_oss(c: Fields) -> Model:
 def _deepseek_v3(c: Fields) -> Model:
     _refuse(c, "attention_bias", "biased MLA projections")
     nope, rope = c.count("qk_nope_head_dim", 128), c.count("qk_rope_head_dim", 64)
-    if "q_lora_rank" not in c:
-        raise c.unsupported("q_lora_rank", "MLA without a query latent")
     attention = {
         "kind": "mla",
         "heads": c.count("num_attention_heads"),
         "kv_heads": 1,
         "head_dim": nope + rope,
-        "q_lora": c.count("q_lora_rank"),
+        "q_lora": c.count("q_lora_rank", None if c.given("q_lora_rank") else 1536),  # null: no query latent
         "kv_lora": c.count("kv_lora_rank", 512),
         "nope_dim": nope,
         "rope_dim": rope,
         "v_dim": c.count("v_head_dim", 128),
     }
-    return _finish(c, _base(c) | _grouped_moe(c) | {"attention": attention, "layers": _first_dense(c)})
+    style = "interleaved" if c.flag("rope_interleave", True) else "half"
+    model = _base(c) | _grouped_moe(c, groups=8, top_groups=4, scale=2.5)
+    return _finish(c, model | {"attention": attention, "layers": _first_dense(c, 3)}, Numerics(style=style))
 
 
 def _glm4_moe(c: Fields) -> Model:
     """Biases on the input projections only; the config's ``attention_bias`` does not reach the output projection."""
     norm = "head" if c.flag("use_qk_norm", False) else "none"
     attention = _heads(c, default_kv=8, default_dim=128, bias=_bias(c, "qkv"), qk_norm=norm)
-    return _finish(c, _base(c) | _grouped_moe(c) | {"attention": attention, "layers": _first_dense(c)})
+    model = _base(c) | _grouped_moe(c, groups=1, top_groups=1, scale=1.0)
+    return _finish(c, model | {"attention": attention, "layers": _first_dense(c, 1)}, Numerics(eps=1e-5, partial=0.5))
 
 
-def _first_dense(c: Fields) -> Model:
-    count, first = _layers(c), c.count("first_k_dense_replace", 0, low=0)
+def _first_dense(c: Fields, default: int) -> Model:
+    count, first = _layers(c), c.count("first_k_dense_replace", default, low=0)
     every = c.count("moe_layer_freq", 1)
     layers: Model = {"count": count, "dense": min(first, count)}
     if skipped := tuple(n for n in range(first, count) if n % every):
@@ -220,17 +243,18 @@ def _first_dense(c: Fields) -> Model:
     return layers
 
 
-def _grouped_moe(c: Fields) -> Model:
+def _grouped_moe(c: Fields, *, groups: int, top_groups: int, scale: float) -> Model:
+    """Experts in groups; the arguments are the class's defaults."""
     moe: Model = {
         "experts": c.count("n_routed_experts"),
         "top_k": c.count("num_experts_per_tok"),
         "ffn": c.count("moe_intermediate_size"),
-        "shared": c.count("n_shared_experts", 0, low=0),
+        "shared": c.count("n_shared_experts", 1, low=0),
         "router": _scoring(c),
         "renormalize": c.flag("norm_topk_prob", True),
-        "scale": c.number("routed_scaling_factor", 1.0),
-        "groups": c.count("n_group", 1),
-        "top_groups": c.count("topk_group", 1),
+        "scale": c.number("routed_scaling_factor", scale),
+        "groups": c.count("n_group", groups),
+        "top_groups": c.count("topk_group", top_groups),
     }
     return {"moe": moe}
 
@@ -254,7 +278,8 @@ def _minimax_m2(c: Fields) -> Model:
     shared = c.count("shared_intermediate_size", 0, low=0)
     if shared % width:
         raise c.unsupported("shared_intermediate_size", "a shared expert of another width than the routed ones")
-    attention = _heads(c, qk_norm=norm if c.flag("use_qk_norm", True) else "none")
+    norm = norm if c.flag("use_qk_norm", True) else "none"
+    attention = _heads(c, default_kv=8, default_dim=128, qk_norm=norm)
     moe = {
         "experts": c.count("num_local_experts"),
         "top_k": c.count("num_experts_per_tok"),
@@ -262,7 +287,7 @@ def _minimax_m2(c: Fields) -> Model:
         "shared": shared // width,
         "router": _scoring(c),
     }
-    return _finish(c, _base(c) | {"attention": attention, "moe": moe})
+    return _finish(c, _base(c) | {"attention": attention, "moe": moe}, Numerics(theta=5_000_000.0, partial=1.0))
 
 
 FAMILIES: dict[str, Callable[[Fields], Model]] = {

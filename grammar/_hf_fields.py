@@ -36,6 +36,10 @@ class Fields:
     def __contains__(self, key: str) -> bool:
         return self._data.get(key) is not None
 
+    def is_zero(self, key: str) -> bool:
+        value = self._data.get(key)
+        return type(value) in (int, float) and value == 0
+
     def given(self, key: str) -> bool:
         """Whether the key is there at all, be it with ``null``."""
         return key in self._data
@@ -77,7 +81,7 @@ class Fields:
             raise self.bad(key, "true or false")
         return value
 
-    def number(self, key: str, default: float) -> float:
+    def number(self, key: str, default: float = _REQUIRED) -> float:
         value = self._get(key, default)
         if type(value) not in (int, float) or not 0 < value < 1e18:
             raise self.bad(key, "a positive number")

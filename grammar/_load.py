@@ -17,6 +17,7 @@ from ._findings import Findings, TooManyErrors
 from ._parse import parse
 from ._source import MAX_BYTES, read_source
 from ._syntax import File, Statement
+from .condition import is_condition, load_condition_text
 
 __all__ = ["load_file", "load_text"]
 
@@ -24,7 +25,9 @@ _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
 
 
 def load_file(path: Path, pack: Pack | None = None) -> LoadedSpec:
-    """The spec that the file at ``path`` describes; Hugging Face configs are looked up beside it.
+    """The spec that the file at ``path`` describes: a strategy file, or a condition in Markdown, YAML or JSON.
+
+    Hugging Face configs are looked up beside a strategy file.
 
     Args:
         path: The file.
@@ -34,7 +37,10 @@ def load_file(path: Path, pack: Pack | None = None) -> LoadedSpec:
         DiagnosticError: With all errors of the file; its ``texts`` hold what was read.
     """
     path = Path(path)
-    return load_text(read_source(path), str(path), path.parent, pack)
+    text = read_source(path)
+    if is_condition(path, text):
+        return load_condition_text(text, str(path), pack)
+    return load_text(text, str(path), path.parent, pack)
 
 
 def load_text(text: str, file: str = "<text>", base: Path | None = None, pack: Pack | None = None) -> LoadedSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from decimal import Decimal
 
 from ..compiler.spec import (
     AcceleratorSpec,
@@ -14,37 +15,34 @@ from ..compiler.spec import (
     LinkSpec,
     ModelSpec,
     MoeSpec,
+    RotarySpec,
     Spec,
     StrategySpec,
     WorkloadSpec,
 )
+from ..compiler.spec.model import NORM_EPSILON
+from ..compiler.spec.rotary import ROTARY_THETA
+from ._format import format_text
 from ._units import BANDWIDTH, COMPUTE, FACTOR, PARAMETERS, RATE, SHARE, SIZE, THROUGHPUT, TIME, Measure, show
 
 __all__ = ["print_spec"]
-
-_WIDTH = 110
-"""Statements of a block stand on one line up to this width."""
 
 
 def print_spec(spec: Spec) -> str:
     """The canonical strategy file of ``spec``: every field that differs from its default, in the language's order."""
     blocks = [_model(spec.model), _cluster(spec.cluster), _workload(spec.workload)]
-    return "\n\n".join([*blocks, *(_strategy(strategy) for strategy in spec.strategies)]) + "\n"
+    return format_text("\n".join([*blocks, *(_strategy(strategy) for strategy in spec.strategies)]))
 
 
 def _block(head: str, statements: Iterable[str]) -> str:
-    """A block over several lines."""
-    lines = [f"    {line}" for statement in statements for line in statement.splitlines()]
-    return "\n".join([f"{head} {{", *lines, "}"])
+    """A block; how it is laid out is the formatter's business."""
+    return "\n".join([f"{head} {{", *statements, "}"])
 
 
 def _inline(head: str, statements: Iterable[str]) -> str:
-    """A block on one line where it fits; no braces where it is empty."""
+    """A block; no braces where it is empty."""
     parts = list(statements)
-    if not parts:
-        return head
-    line = f"{head} {{ {'  '.join(parts)} }}"
-    return line if len(line) <= _WIDTH else _block(head, parts)
+    return _block(head, parts) if parts else head
 
 
 def _counts(spec: object, *keys: str) -> list[str]:
@@ -63,10 +61,14 @@ def _model(model: ModelSpec) -> str:
     statements = [_layers(model.layers), *_counts(model, "hidden", "vocab", "ffn"), _attention(model.attention)]
     if model.moe is not None:
         statements.append(_moe(model.moe))
+    if model.rotary != RotarySpec():
+        statements.append(_rotary(model.rotary))
+    if model.norm_eps != NORM_EPSILON:
+        statements.append(f"norm_eps {_scientific(model.norm_eps)}")
     if model.tied:
         statements.append("tied true")
     statements += _counts(model, "max_context")
-    statements.append(f"dtype {model.dtype}  kv_dtype {model.kv_dtype}")
+    statements += [f"dtype {model.dtype}", f"kv_dtype {model.kv_dtype}"]
     if model.weights is not None:
         statements.append(f"weights {show(model.weights, PARAMETERS)}")
     return _block(f"model {_text(model.name)}", statements)
@@ -110,6 +112,26 @@ def _moe(moe: MoeSpec) -> str:
     return _inline("moe", [*statements, *_counts(moe, "dtype")])
 
 
+def _rotary(rotary: RotarySpec) -> str:
+    statements = [f"theta {show(rotary.theta, FACTOR)}"] if rotary.theta != ROTARY_THETA else []
+    if rotary.style != "half":
+        statements.append(f"style {rotary.style}")
+    statements += _counts(rotary, "dim")
+    if rotary.scaling is not None:
+        given = rotary.scaling.model_dump(exclude_defaults=True, exclude={"kind"})
+        statements.append(_inline(f"scaling {rotary.scaling.kind}", [f"{k} {_value(v)}" for k, v in given.items()]))
+    return _inline("rotary", statements)
+
+
+def _scientific(value: float) -> str:
+    """``1e-5``: the shortest text that reads back exactly."""
+    return f"{Decimal(repr(value)).normalize():e}"
+
+
+def _value(value: float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else show(value, FACTOR)
+
+
 def _cluster(cluster: ClusterSpec) -> str:
     nodes = "any" if cluster.nodes is None else str(cluster.nodes)
     statements = [_accelerator(cluster.accelerator), f"nodes {nodes} of {cluster.gpus_per_node}"]
@@ -150,7 +172,10 @@ def _workload(workload: WorkloadSpec) -> str:
         statements.append(f"mode {workload.mode}")
     require = workload.require
     statements += _measures(("require ttft <=", require.ttft, TIME), ("require tpot <=", require.tpot, TIME))
-    statements += _measures(("require throughput >=", require.throughput, THROUGHPUT))
+    statements += _measures(
+        ("require throughput >=", require.throughput, THROUGHPUT),
+        ("require throughput_per_gpu >=", require.throughput_per_gpu, THROUGHPUT),
+    )
     return _block("workload", statements)
 
 
@@ -164,8 +189,7 @@ def _strategy(strategy: StrategySpec) -> str:
         statements.append(f"placement {' '.join(strategy.placement)}")
     if strategy.pools != "shared":
         statements.append(f"pools {strategy.pools}")
-    head = f"strategy {strategy.phase}"
-    return _inline(head, statements) if statements else f"{head} {{ }}"
+    return _block(f"strategy {strategy.phase}", statements)
 
 
 def _term(term: ChainTerm) -> str:
@@ -176,4 +200,4 @@ def _term(term: ChainTerm) -> str:
     statements += _counts(term, "etp")
     if term.redundant:
         statements.append(f"redundant {term.redundant}")
-    return f"{head} {{ {'  '.join(statements)} }}" if statements else head
+    return _inline(head, statements)

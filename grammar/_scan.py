@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..compiler.diagnostics import Span
 
-__all__ = ["MAX_LEXEMES", "Lexeme", "scan"]
+__all__ = ["MAX_LEXEMES", "Lexeme", "comments", "scan"]
 
 MAX_LEXEMES = 50_000
 """Bound on the work that one file can ask for; the longest sensible list (a pattern of every layer) has 10,000."""
@@ -57,6 +58,16 @@ class Lexeme:
 
 def scan(text: str) -> list[Lexeme]:
     """All lexemes of ``text`` and a last one of kind ``$END``; stops one past :data:`MAX_LEXEMES`."""
+    return [lexeme for lexeme in _pieces(text) if lexeme.kind != "space"]
+
+
+def comments(text: str) -> list[Lexeme]:
+    """All comments of ``text``, as far as :func:`scan` reads."""
+    return [lexeme for lexeme in _pieces(text) if lexeme.text.startswith("#")]
+
+
+def _pieces(text: str) -> Iterator[Lexeme]:
+    """Lexemes and what stands between them: stretches of blanks, and comments, of kind ``space``."""
     starts = [0]
     # str.splitlines decides what a line is, as it does where diagnostics are shown.
     for line in text.splitlines(keepends=True):
@@ -68,14 +79,12 @@ def scan(text: str) -> list[Lexeme]:
         line = bisect_right(starts, offset)
         return line, offset - starts[line - 1] + 1
 
-    lexemes: list[Lexeme] = []
-    offset = 0
-    while offset < len(text) and len(lexemes) <= MAX_LEXEMES:
+    count = offset = 0
+    while offset < len(text) and count <= MAX_LEXEMES:
         match = _LEXEME.match(text, offset)
         kind = match.lastgroup if match else None
         piece = match.group() if match else text[offset]
-        if kind != "space":
-            lexemes.append(Lexeme(kind or "junk", piece, *place(offset)))
+        count += kind != "space"
+        yield Lexeme(kind or "junk", piece, *place(offset))
         offset += len(piece)
-    lexemes.append(Lexeme("$END", "", *place(len(text))))
-    return lexemes
+    yield Lexeme("$END", "", *place(len(text)))

@@ -30,6 +30,10 @@ class Statement:
     """The quantity after ``at``."""
     block: list[Statement] | None = None
     is_chain: bool = False
+    opening: Token | None = None
+    """The ``{`` of the block."""
+    closing: Token | None = None
+    """The ``}`` of the block."""
 
     def quantities(self) -> list[Quantity]:
         return [v for v in self.values if isinstance(v, Quantity)]
@@ -71,8 +75,10 @@ def _statement(tree: Tree[Token]) -> Statement:
     for child in tree.children[1:]:
         if isinstance(child, Token):
             if child.type == "LBRACE":
-                statement.block = []
-            elif child.type != "RBRACE":
+                statement.block, statement.opening = [], child
+            elif child.type == "RBRACE":
+                statement.closing = child
+            else:
                 statement.values.append(child)
         elif child.data == "quantity":
             statement.values.append(_quantity(child))

@@ -14,11 +14,15 @@ from paradag.compiler.spec import (
     ChainTerm,
     ClusterSpec,
     LayersSpec,
+    LinearSpec,
+    Llama3Spec,
     ModelSpec,
     MoeSpec,
+    RotarySpec,
     Spec,
     StrategySpec,
     WorkloadSpec,
+    YarnSpec,
 )
 from paradag.compiler.spec.stage_law import balanced_stages, degrees_of
 from paradag.passes.lowering import LowerEp, LowerPp, LowerSp, LowerTp
@@ -34,7 +38,8 @@ def small_specs(
 
     All degrees are powers of one base (2 or 3), so that the axes of a stage always nest and all sizes divide; batch,
     input and chunks are arbitrary. ``must`` names what every spec has: ``pp``, ``ep``, ``tp``, ``sp`` (of any kind, in
-    prefill), ``moe``, ``dense``, ``window``, ``chunk``, ``transfer`` (pools of their own), ``heads`` (no MLA).
+    prefill), ``ring``, ``ulysses`` where the heads allow it, ``moe``, ``dense``, ``window``, ``chunk``, ``transfer``
+    (pools of their own), ``heads`` (no MLA), ``mla``, ``sinks``.
     """
     base = draw(st.sampled_from((2, 2, 3)))
     model = draw(_models(base, frozenset(must)))
@@ -79,14 +84,17 @@ def _models(draw: st.DrawFn, base: int, must: frozenset[str]) -> ModelSpec:
         pattern=pattern,
         window=draw(st.integers(1, 6)) if pattern else None,
     )
+    attention = draw(_attentions(base, bool(pattern), must))
     return ModelSpec(
         name="small",
         layers=layers,
         hidden=8,
         vocab=draw(st.integers(5, 20)) * base * base,
         ffn=4 * base * base,
-        attention=draw(_attentions(base, bool(pattern), must)),
+        attention=attention,
         moe=moe,
+        rotary=draw(_rotaries(attention.kind == "mla")),
+        norm_eps=draw(st.sampled_from((1e-6, 1e-5, 1e-2))),
         tied=draw(st.booleans()),
         dtype=draw(st.sampled_from(("bf16", "fp16", "int8"))),
         kv_dtype=draw(st.sampled_from(("bf16", "int8"))),
@@ -96,18 +104,19 @@ def _models(draw: st.DrawFn, base: int, must: frozenset[str]) -> ModelSpec:
 @st.composite
 def _attentions(draw: st.DrawFn, base: int, windowed: bool, must: frozenset[str]) -> AttentionSpec:
     kinds = ("mha", "mqa", "gqa", "mla")
-    kind = draw(st.sampled_from(kinds[:3] if must & {"heads", "window"} else kinds))
+    few = kinds[:3] if must & {"heads", "window", "sinks"} else kinds[3:] if "mla" in must else kinds
+    kind = draw(st.sampled_from(few))
     heads = base * base
     if kind == "mla":
         return AttentionSpec(
             kind="mla",
             heads=heads,
             kv_heads=1,
-            head_dim=6,
+            head_dim=8,
             q_lora=draw(st.none() | st.just(6)),
             kv_lora=8,
             nope_dim=4,
-            rope_dim=2,
+            rope_dim=4,
             v_dim=4,
         )
     return AttentionSpec(
@@ -117,8 +126,24 @@ def _attentions(draw: st.DrawFn, base: int, windowed: bool, must: frozenset[str]
         head_dim=_HEAD_DIM,
         qk_norm=draw(st.sampled_from(("none", "head", "full"))),
         bias=draw(st.sampled_from(("none", "qkv", "all"))),
-        sinks=draw(st.booleans()),
+        sinks="sinks" in must or draw(st.booleans()),
         window=None if windowed else draw(st.none() | st.integers(1, 6)),
+    )
+
+
+@st.composite
+def _rotaries(draw: st.DrawFn, latent: bool) -> RotarySpec:
+    scalings = (
+        YarnSpec(factor=40, original=16, mscale=1.0, mscale_all_dim=0.5),
+        YarnSpec(factor=4, original=4096, beta_fast=2.0, truncate=False),
+        Llama3Spec(factor=8, original=64),
+        LinearSpec(factor=3),
+    )
+    return RotarySpec(
+        theta=draw(st.sampled_from((10_000.0, 30.0))),
+        style=draw(st.sampled_from(("half", "interleaved"))),
+        dim=None if latent else draw(st.sampled_from((None, None, _HEAD_DIM // 2))),
+        scaling=draw(st.sampled_from((None, *scalings))),
     )
 
 
@@ -144,10 +169,13 @@ def _strategies(draw: st.DrawFn, model: ModelSpec, base: int, phase: Phase, must
     if model.layers.count > 1 and ("pp" in must or draw(st.booleans())):
         terms.append(ChainTerm(name="pp", degree=draw(st.integers(2, model.layers.count))))
     tp = draw(more if "tp" in must else degree)
-    kinds = ("own", "tp") if "sp" in must and tp > 1 else ("own",) if "sp" in must else ("none", "own", "tp")
+    if must & {"ring", "ulysses"}:
+        kinds: tuple[str, ...] = ("own",)
+    else:
+        kinds = ("own", "tp") if "sp" in must and tp > 1 else ("own",) if "sp" in must else ("none", "own", "tp")
     sp = draw(st.sampled_from(kinds)) if phase == "prefill" else "none"
     if sp == "own":
-        terms.append(ChainTerm(name="sp", degree=base))
+        terms.append(draw(_sp_terms(model, base, tp, must)))
     elif sp == "tp" and tp > 1:
         terms.append(ChainTerm(name="sp", kind="tp"))
     ep = draw(more if "ep" in must else degree) if model.moe else 1
@@ -165,6 +193,17 @@ def _strategies(draw: st.DrawFn, model: ModelSpec, base: int, phase: Phase, must
     )
     least = degrees_of(strategy, is_moe=model.moe is not None).ranks
     return strategy.model_copy(update={"ranks": draw(st.sampled_from((None, least * base)))})
+
+
+@st.composite
+def _sp_terms(draw: st.DrawFn, model: ModelSpec, base: int, tp: int, must: Collection[str]) -> ChainTerm:
+    """SP with ranks of its own, of a kind that the heads allow, or of the one in ``must``."""
+    degree = draw(st.sampled_from((base, base, base * base))) if tp <= base else base
+    kinds = [None, "allgather", "ring"]
+    if (model.attention.heads // tp) % degree == 0:
+        kinds.append("ulysses")
+    asked = [k for k in kinds if k in must]
+    return ChainTerm(name="sp", degree=degree, kind=draw(st.sampled_from(asked or kinds)))
 
 
 def _with_chunk(draw: st.DrawFn, strategy: StrategySpec, workload: WorkloadSpec, must: Collection[str]) -> StrategySpec:

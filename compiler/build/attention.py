@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..ir.graph import Arg, Param, Value
 from ..ir.types import BATCH, CONTEXT, PAST, Extent, Size, TensorType, tensor
 from ..spec import ACTIVATION_DTYPE, ModelSpec
+from ..spec.model import NORM_EPSILON
 from .block import BlockBuilder, Shape
 
 
@@ -12,7 +13,7 @@ def add_attention(b: BlockBuilder, model: ModelSpec, phase: str, window: int | N
     """Norm, projections, KV cache, attention and output projection; the block's stream advances past the residual."""
     residual = b.stream
     b.module = "attention"
-    x = b.norm("attn_norm", residual, "hidden", model.hidden)
+    x = b.norm("attn_norm", residual, "hidden", model.hidden, model.norm_eps)
     if model.attention.kind == "mla":
         mixed = _attention_mla(b, model, phase, x, window, transfer)
     else:
@@ -34,18 +35,18 @@ def _attention_heads(b: BlockBuilder, model: ModelSpec, phase: str, x: str, wind
     ]
     q, k, v = b.linear("qkv", x, weights, ["q", "k", "v"], model.projection_dtype, bias=a.bias != "none")
     if a.qk_norm == "head":
-        q = b.norm("q_norm", q, "head_dim", a.head_dim)
-        k = b.norm("k_norm", k, "head_dim", a.head_dim)
+        q = b.norm("q_norm", q, "head_dim", a.head_dim, model.norm_eps)
+        k = b.norm("k_norm", k, "head_dim", a.head_dim, model.norm_eps)
     elif a.qk_norm == "full":
-        q = b.norm_all_heads("q_norm", q, "heads", a.heads, a.head_dim)
-        k = b.norm_all_heads("k_norm", k, "kv_heads", a.kv_heads, a.head_dim)
-    q, k = b.rotary([q, k], a.head_dim)
+        q = b.norm_all_heads("q_norm", q, "heads", a.heads, a.head_dim, model.norm_eps)
+        k = b.norm_all_heads("k_norm", k, "kv_heads", a.kv_heads, a.head_dim, model.norm_eps)
+    q, k = b.rotary([q, k], model)
     features = 2 * a.head_dim
     kv = _cache(
         b, model, [k, v], (("kv_heads", a.kv_heads), ("kv_features", features)), window, phase=phase, transfer=transfer
     )
     sinks = [Param("sinks", tensor(ACTIVATION_DTYPE, ("heads", a.heads)))] if a.sinks else []
-    return b.attention(q, kv, heads=a.heads, v_dim=a.head_dim, scale=a.head_dim**-0.5, window=window, extra=sinks)
+    return b.attention(q, kv, heads=a.heads, v_dim=a.head_dim, scale=model.score_scale, window=window, extra=sinks)
 
 
 def _attention_mla(b: BlockBuilder, model: ModelSpec, phase: str, x: str, window: int | None, transfer: bool) -> str:
@@ -57,18 +58,18 @@ def _attention_mla(b: BlockBuilder, model: ModelSpec, phase: str, x: str, window
     if a.q_lora:
         down.insert(0, ("wq_a", (("hidden", model.hidden), ("q_lora", a.q_lora))))
         q_low, compressed = b.linear("qkv_a", x, down, ["q_low", "latent"], dtype)
-        q_low = b.norm("q_a_norm", q_low, "q_lora", a.q_lora)
+        q_low = b.norm("q_a_norm", q_low, "q_lora", a.q_lora, NORM_EPSILON)
         up = [("wq_b", (("q_lora", a.q_lora), ("heads", a.heads), ("head_dim", head_dim)))]
         q = b.linear("q_b", q_low, up, ["q"], dtype)[0]
     else:
         down.insert(0, ("wq", (("hidden", model.hidden), ("heads", a.heads), ("head_dim", head_dim))))
         q, compressed = b.linear("q_kv_a", x, down, ["q", "latent"], dtype)
-    compressed = b.norm("kv_a_norm", compressed, "latent", a.kv_lora)
-    q, compressed = b.rotary([q, compressed], a.rope_dim)
+    compressed = b.norm("kv_a_norm", compressed, "latent", a.kv_lora, NORM_EPSILON)
+    q, compressed = b.rotary([q, compressed], model)
     cache = _cache(b, model, [compressed], (("latent", latent),), window, phase=phase, transfer=transfer)
     uk = tensor(dtype, ("heads", a.heads), ("nope_dim", a.nope_dim), ("kv_lora", a.kv_lora))
     uv = tensor(dtype, ("heads", a.heads), ("v_dim", a.v_dim), ("kv_lora", a.kv_lora))
-    scale = head_dim**-0.5
+    scale = model.score_scale
     if phase == "decode":
         q = b.emit("q_absorb", "latent_absorb", [q], [("q_latent", _like(b.type(q), "latent", latent))],
                    [Param("uk", uk)])[0]  # fmt: skip

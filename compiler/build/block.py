@@ -7,7 +7,9 @@ from typing import Any
 
 from ..ir.graph import Arg, Block, Node, Param, Value, fresh_name
 from ..ir.types import BATCH, CONTEXT, NEW, Size, TensorType, tensor
-from ..spec import ACTIVATION_DTYPE
+from ..spec import ACTIVATION_DTYPE, ModelSpec
+from ..spec.model import NORM_EPSILON
+from ..spec.rotary import ROTARY_THETA, YarnSpec
 
 Shape = tuple[tuple[str, Size], ...]
 
@@ -67,18 +69,18 @@ class BlockBuilder:
         self.nodes.append(node)
         return [v.name for v in results]
 
-    def norm(self, name: str, x: str, over: str, width: int) -> str:
+    def norm(self, name: str, x: str, over: str, width: int, eps: float) -> str:
         """RMSNorm over (the first ``width`` features of) the last dimension ``over``."""
         weight = Param("weight", tensor(ACTIVATION_DTYPE, (over, width)))
-        return self.emit(name, "norm", [x], [(name, self.type(x))], [weight])[0]
+        return self.emit(name, "norm", [x], [(name, self.type(x))], [weight], attrs=_epsilon(eps))[0]
 
-    def norm_all_heads(self, name: str, x: str, heads: str, count: int, head_dim: int) -> str:
+    def norm_all_heads(self, name: str, x: str, heads: str, count: int, head_dim: int, eps: float) -> str:
         """RMSNorm over all heads at once: a sum of squares, then the scaling."""
         kind = self.type(x)
         squares = tensor("fp32", *((d.name, d.size) for d in kind.dims[:2]))
         total = self.emit(f"{name}_squares", "square_sum", [x], [(f"{name}_squares", squares)])[0]
         weight = Param("weight", tensor(ACTIVATION_DTYPE, (heads, count), ("head_dim", head_dim)))
-        attrs = {"width": count * head_dim}
+        attrs = {"width": count * head_dim, **_epsilon(eps)}
         return self.emit(name, "scale_by_root", [x, total], [(name, kind)], [weight], attrs=attrs)[0]
 
     def linear(
@@ -115,11 +117,11 @@ class BlockBuilder:
         param = Param("bias", tensor(ACTIVATION_DTYPE, ("hidden", width)))
         return self.emit(name, "bias_add", [x], [(name, self.type(x))], [param])[0]
 
-    def rotary(self, values: Sequence[str], rotary: int) -> list[str]:
+    def rotary(self, values: Sequence[str], model: ModelSpec) -> list[str]:
         """Rotary embedding of several values; constants carry the positions."""
         positions = Param("positions", tensor("int32", ("seq", NEW)), const=True)
         outputs = [(f"{v}_rot", self.type(v)) for v in values]
-        return self.emit("rotary", "rotary", list(values), outputs, [positions], attrs={"rotary": rotary})
+        return self.emit("rotary", "rotary", list(values), outputs, [positions], attrs=_rotary(model))
 
     def attention(
         self,
@@ -151,3 +153,26 @@ class BlockBuilder:
 
     def block(self, role: Any, layers: Sequence[int] = (), result: str = "") -> Block:
         return Block(self.name, role, tuple(layers), tuple(self.args), tuple(self.nodes), result)
+
+
+def _epsilon(eps: float) -> dict[str, Any]:
+    return {} if eps == NORM_EPSILON else {"eps": eps}
+
+
+def _rotary(model: ModelSpec) -> dict[str, Any]:
+    """Attributes of a rotary node: the width, and what differs from the defaults."""
+    rotary, scaling = model.rotary, model.rotary.scaling
+    attrs: dict[str, Any] = {"rotary": model.rotary_width}
+    if model.attention.kind != "mla" and model.rotary_width != model.attention.head_dim:
+        attrs["leading"] = True
+    if rotary.theta != ROTARY_THETA:
+        attrs["theta"] = rotary.theta
+    if rotary.style != "half":
+        attrs["style"] = rotary.style
+    if scaling is None:
+        return attrs
+    mscale = {"mscale", "mscale_all_dim", "attention_factor"}
+    attrs |= {"scaling": scaling.kind, **scaling.model_dump(exclude_defaults=True, exclude={"kind", *mscale})}
+    if isinstance(scaling, YarnSpec) and scaling.amplitude != 1.0:
+        attrs["amplitude"] = scaling.amplitude
+    return attrs

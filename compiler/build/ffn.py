@@ -15,7 +15,7 @@ def add_dense_ffn(b: BlockBuilder, model: ModelSpec) -> None:
     assert model.ffn is not None
     residual = b.stream
     b.module = "ffn"
-    x = b.norm("ffn_norm", residual, "hidden", model.hidden)
+    x = b.norm("ffn_norm", residual, "hidden", model.hidden, model.norm_eps)
     b.stream = b.add("ffn_residual", residual, _swiglu(b, model, x, model.ffn, "", model.dtype))
 
 
@@ -34,7 +34,7 @@ def add_moe(b: BlockBuilder, model: ModelSpec, slots: int, mesh: Mesh) -> None:
     assert moe is not None
     residual = b.stream
     b.module = "moe"
-    x = b.norm("moe_norm", residual, "hidden", model.hidden)
+    x = b.norm("moe_norm", residual, "hidden", model.hidden, model.norm_eps)
     choice = _router(b, model, x)
     adp = mesh.view("adp")
     rows = routed_type(b.type(x), slots, moe.top_k, adp, (), mesh)

@@ -27,8 +27,13 @@ def build_graph(spec: Spec, phase: Phase, name: str, steps: int = 1) -> Graph:
     """
     degrees, mesh = phase_degrees(spec, phase), phase_mesh(spec, phase)
     graph = graph_on(mesh, spec.model, phase, degrees, prompt=spec.workload.input, transfer=needs_transfer(spec))
+    term = spec.strategy(phase)
+    assert term is not None
+    meta = {**graph.meta, "token_order": token_order(spec, phase)}
+    if term.sp_kind in ("ring", "ulysses"):
+        meta["sp_kind"] = term.sp_kind
     items = build_items(spec, phase)
-    return replace(graph, name=name, items=items, steps=steps if phase == "decode" else 1)
+    return replace(graph, name=name, items=items, steps=steps if phase == "decode" else 1, meta=meta)
 
 
 def graph_on(
@@ -74,6 +79,12 @@ def graph_on(
             "megatron_sp": degrees.sp_on_tp and phase == "prefill",
         },
     )
+
+
+def token_order(spec: Spec, phase: Phase) -> str:
+    """Order of the tokens before SP cuts them: zig-zag balances causal work, which Ulysses shares out by heads."""
+    strategy = spec.strategy(phase)
+    return "zigzag" if strategy is not None and strategy.sp_kind in ("allgather", "ring") else "contiguous"
 
 
 def needs_transfer(spec: Spec) -> bool:
@@ -128,7 +139,7 @@ def _epilogue(model: ModelSpec, phase: Phase) -> Block:
     positions = Param("positions", tensor("int32", ("seq", NEW)), const=True)
     last = Param("last_position", tensor("int32"), const=True)
     x = b.emit("last_token", "last_token", [b.stream], [("last", hidden)], [positions, last], items="last")[0]
-    x = b.norm("final_norm", x, "hidden", model.hidden)
+    x = b.norm("final_norm", x, "hidden", model.hidden, model.norm_eps)
     logits = tensor(ACTIVATION_DTYPE, ("batch", BATCH), ("vocab", model.vocab))
     weight = Param("weight", tensor(ACTIVATION_DTYPE, ("hidden", model.hidden), ("vocab", model.vocab)))
     attrs = {"tied": True} if model.tied else {}

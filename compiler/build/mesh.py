@@ -43,6 +43,7 @@ def mesh_of(degrees: Degrees, model: ModelSpec, strategy: StrategySpec, first_ra
         attention={"adp": degrees.adp, "sp": degrees.sp, "tp": degrees.tp},
         experts={"edp": degrees.edp, "ep": degrees.ep, "etp": degrees.etp},
         kv_groups=kv_replicas(model, degrees.tp),
+        sp_kv_groups=kv_replicas_on_sp(model, degrees) if strategy.sp_kind == "ulysses" else 1,
         pp=degrees.pp,
         dp=degrees.dp,
         placement=placement,
@@ -55,6 +56,12 @@ def kv_replicas(model: ModelSpec, tp: int) -> int:
     if model.attention.kind == "mla" or tp <= model.attention.kv_heads:
         return 1
     return tp // model.attention.kv_heads
+
+
+def kv_replicas_on_sp(model: ModelSpec, degrees: Degrees) -> int:
+    """Neighbours on sp that hold the same KV heads where SP cuts the heads that TP has left to a rank (Ulysses)."""
+    left = model.attention.kv_heads // degrees.tp
+    return degrees.sp // left if left and model.attention.kind != "mla" and degrees.sp % left == 0 else 1
 
 
 def two_layouts(spec: Spec) -> bool:

@@ -15,11 +15,13 @@ import typer
 
 from ..diagnostics import DiagnosticError
 from ._common import OutputFormat, example, exit_code, report
+from .calibrate import calibrate_command
 from .catalogue import accelerators_command, models_command
 from .check import check_command
 from .compile import compile_command
 from .explain import explain_command, rules_command
 from .fix import fix_command
+from .fmt import fmt_command
 from .plan import plan_command
 from .verify import verify_command
 
@@ -60,7 +62,11 @@ app.command("check", epilog=example("paradag check *.strat --format sarif > find
 app.command("fix", epilog=example("paradag fix model.strat --diff", "paradag fix model.strat --write"))(fix_command)
 app.command("plan", epilog=example("paradag plan model.strat --objective throughput --save-path out"))(plan_command)
 app.command("verify", epilog=example("paradag verify ir_examples/mixtral-8x7b-ep4-tp2.strat"))(verify_command)
+app.command("fmt", epilog=example("paradag fmt model.strat", "paradag fmt *.strat --check"))(fmt_command)
 app.command("accelerators", epilog=example("paradag accelerators --format json"))(accelerators_command)
+app.command("calibrate", epilog=example("paradag calibrate kernels.csv --accelerator h200_sxm -o my-h200.toml"))(
+    calibrate_command
+)
 app.command("models", epilog=example("paradag models --format json"))(models_command)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +20,7 @@ UNREADABLE = frozenset({"PD001", "PD002", "PD003"})
 """Codes of files that cannot be read at all: they exit like a usage error."""
 
 _UNBOUNDED = 100_000
+_BOM = b"\xef\xbb\xbf"
 
 
 class OutputFormat(StrEnum):
@@ -119,3 +122,16 @@ def reporting(output: OutputFormat, texts: Mapping[str, str] | None = None) -> I
     except DiagnosticError as error:
         report(error.diagnostics, output, {**error.texts, **(texts or {})})
         raise typer.Exit(exit_code(error.diagnostics)) from None
+
+
+def rewrite(file: Path, text: str) -> None:
+    """Replace the file whole; a link stays a link, permissions and byte order mark stay."""
+    from ..emit import replacing
+
+    target = file.resolve()
+    mark = _BOM if target.read_bytes().startswith(_BOM) else b""
+    mode = stat.S_IMODE(target.stat().st_mode)
+    with replacing(target) as draft:
+        draft.write(mark + text.encode("utf-8"))
+        with suppress(OSError):  # a file system without permissions
+            os.chmod(draft.name, mode)

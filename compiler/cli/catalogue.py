@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def accelerators_command(output: FormatOption = OutputFormat.TEXT) -> None:
     """List the accelerators that a cluster block can name.
 
-    Peaks are dense, bandwidths per chip and direction. JSON is in FLOP/s, bytes, bytes per second and seconds, with
+    Peaks are dense, bandwidths per chip and direction. `GEMM` and `stream` are shares of the bf16 peak and of the
+    memory bandwidth that bf16 products reach, `error` the median error of the fit, `fitted on` the chip and engine
+    whose kernels were measured. JSON is in FLOP/s, bytes, bytes per second and seconds, with all fitted parameters,
     sources and notes.
     """
     from ..spec.catalog import accelerator, accelerator_names
@@ -23,10 +25,11 @@ def accelerators_command(output: FormatOption = OutputFormat.TEXT) -> None:
     if output is OutputFormat.JSON:
         write_json([_accelerator_json(entry) for entry in entries])
         return
-    left = ("name", "scale-up", "confidence")
+    left = ("name", "scale-up", "confidence", "fitted on")
     right = ("memory GB", "HBM GB/s", "bf16 TF", "fp8 TF", "fp4 TF", "int8 TOPS", "up GB/s", "domain", "out GB/s")
-    columns = (left[0], *right[:6], left[1], *right[6:], left[2])
-    write_table(columns, (_accelerator_row(entry) for entry in entries), right=right)
+    shares = ("GEMM", "stream", "error")
+    columns = (left[0], *right[:6], left[1], *right[6:], left[2], *shares, left[3])
+    write_table(columns, (_accelerator_row(entry) for entry in entries), right=(*right, *shares))
 
 
 def models_command(output: FormatOption = OutputFormat.TEXT) -> None:
@@ -63,7 +66,19 @@ def _accelerator_row(entry: CatalogEntry) -> tuple[str, ...]:
         str(entry.scale_up.domain or "-"),
         _scaled(entry.scale_out.bandwidth, 1e9),
         entry.confidence,
+        *_fitted_row(entry),
     )
+
+
+def _fitted_row(entry: CatalogEntry) -> tuple[str, ...]:
+    from ..spec.inheritance import calibrated, shipped
+
+    calibration = calibrated(shipped(), entry.name, entry, None, [])
+    gemm, fit = calibration.gemm("bf16"), calibration.fits["gemm", "bf16"]
+    own = calibration.origins.get(("gemm", "bf16"))
+    error = "-" if fit.residual is None or own else f"{fit.residual.median:.0%}"
+    origin = own or f"{entry.name}, {calibration.engine}"
+    return f"{gemm.compute_efficiency:.0%}", f"{gemm.bandwidth_efficiency:.0%}", error, origin
 
 
 def _scaled(value: float | None, unit: float) -> str:
@@ -83,14 +98,32 @@ def _accelerator_json(entry: CatalogEntry) -> dict[str, Any]:
         "scale_up": _link_json(entry.scale_up),
         "scale_out": _link_json(entry.scale_out),
         "host": _link_json(entry.host),
-        "compute_efficiency": entry.compute_efficiency,
-        "bandwidth_efficiency": entry.bandwidth_efficiency,
+        "multiprocessors": entry.units,
         "network_efficiency": entry.network_efficiency,
-        "launch_overhead_s": entry.launch_overhead_s,
+        "fitted": _fitted_json(entry),
         "confidence": entry.confidence,
         "sources": entry.sources,
         "notes": entry.notes,
     }
+
+
+def _fitted_json(entry: CatalogEntry) -> dict[str, Any]:
+    """Default engine, the engines measured, and every parameter set with residual, source and origin."""
+    from dataclasses import asdict
+
+    from ..spec.inheritance import calibrated, shipped
+
+    library = shipped()
+    calibration = calibrated(library, entry.name, entry, None, [])
+    classes: dict[str, dict[str, Any]] = {}
+    for key, fit in calibration.fits.items():
+        classes.setdefault(key[0], {})[key[1]] = {
+            "parameters": asdict(fit.parameters),
+            "residual": None if fit.residual is None else asdict(fit.residual),
+            "source": fit.source,
+            "inherited_from": calibration.origins.get(key),
+        }
+    return {"engine": calibration.engine, "engines": library.engines(entry.name), "classes": classes}
 
 
 def _link_json(link: CatalogLink) -> dict[str, Any]:

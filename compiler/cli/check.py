@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..diagnostics import Diagnostic, DiagnosticError, Outcome, Severity, Span, render_diagnostics
-from ._common import KnowledgeOption, diagnostic_json, exit_code, write_json
+from ._common import KnowledgeOption, diagnostic_json, exit_code, write_json, write_table
 
 if TYPE_CHECKING:
-    from ..spec import Pack
+    from ..spec import Assumption, LineUse, Pack
 
 _DRAWINGS = frozenset({".dot", ".gv"})
-_CONDITIONS = frozenset({".md", ".yaml", ".yml"})
 _DOCUMENT = '"schema"'
 """Key with which a document of paradag begins."""
 
@@ -35,17 +34,19 @@ class CheckFormat(StrEnum):
 
 @dataclass(frozen=True)
 class Checked:
-    """Findings on one file, and its text where there are lines to show."""
+    """Findings on one file, its text where there are lines to show, and a condition file's account of its lines."""
 
     file: str
     diagnostics: tuple[Diagnostic, ...]
     texts: dict[str, str] = field(default_factory=dict)
+    lines: tuple[LineUse, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
 
 def check_command(
     files: Annotated[
         list[Path],
-        typer.Argument(help=".strat, .dot or .gv, strategy .json, or a .json of paradag.", metavar="FILE..."),
+        typer.Argument(help=".strat, condition .md or .yaml, .dot or .gv, or .json.", metavar="FILE..."),
     ],
     output: Annotated[CheckFormat, typer.Option("--format", help="For people, for programs, or SARIF 2.1.0.")] = (
         CheckFormat.TEXT
@@ -61,7 +62,9 @@ def check_command(
     code = max(exit_code(each.diagnostics) for each in checked)
     if output is CheckFormat.JSON:
         status = Outcome.REJECTED if code else Outcome.VALID
-        write_json({"status": status, "diagnostics": [diagnostic_json(d) for d in found]})
+        accounts = [_account_json(c) for c in checked if c.lines]
+        document = {"status": status, "diagnostics": [diagnostic_json(d) for d in found]}
+        write_json(document | ({"conditions": accounts} if accounts else {}))
     elif output is CheckFormat.SARIF:
         from ... import __version__
         from ..sarif import sarif_log
@@ -91,7 +94,27 @@ def _print(checked: Sequence[Checked]) -> None:
             typer.echo(render_diagnostics(each.diagnostics, each.texts), err=True)
             typer.echo(err=True)
     for each in checked:
+        if each.lines:
+            _print_account(each)
         typer.echo(f"{each.file}: {_summary(each.diagnostics)}")
+
+
+def _print_account(checked: Checked) -> None:
+    """What became of every line of a condition file, and what was assumed for lines that it lacks."""
+    rows = [(str(u.line), u.use, u.text, u.detail) for u in checked.lines if u.text]
+    write_table(("line", "use", "text", "field or reason"), rows, right=("line",))
+    for a in checked.assumptions:
+        typer.echo(f"assumed: {a.name} = {a.value} ({a.why}{'; ' if a.sensitivity else ''}{a.sensitivity})")
+
+
+def _account_json(checked: Checked) -> dict[str, object]:
+    return {
+        "file": checked.file,
+        "lines": [{"line": u.line, "use": u.use, "detail": u.detail} for u in checked.lines],
+        "assumptions": [
+            {"name": a.name, "value": a.value, "why": a.why, "sensitivity": a.sensitivity} for a in checked.assumptions
+        ],
+    }
 
 
 def _summary(diagnostics: Sequence[Diagnostic]) -> str:
@@ -102,10 +125,13 @@ def _summary(diagnostics: Sequence[Diagnostic]) -> str:
 
 def _check(path: Path, pack: Pack | None) -> Checked:
     """Findings on a file of any kind; one without a place stands at the beginning of the file."""
+    from ...grammar.condition import ConditionError
+
     try:
         checked = _by_kind(path, pack)
     except DiagnosticError as error:
-        checked = Checked(str(path), error.diagnostics, error.texts)
+        lines = error.lines if isinstance(error, ConditionError) else ()
+        checked = Checked(str(path), error.diagnostics, error.texts, lines)
     start = Span(str(path), 1, 1, 1, 1)
     diagnostics = checked.diagnostics
     if pack is not None:
@@ -122,25 +148,17 @@ def _by_kind(path: Path, pack: Pack | None) -> Checked:
         return _check_json(path, pack)
     if kind in _DRAWINGS:
         return _check_foreign(path)
-    if kind in _CONDITIONS:
-        from ...grammar import read_source
-
-        read_source(path)
-        found = Diagnostic(
-            "PD016",
-            f"condition files (`{kind}`) are not read yet",
-            expected="a .strat, .dot, .gv or .json file",
-            help="write the model, cluster, workload and strategy as a .strat file",
-        )
-        return Checked(str(path), (found,))
     return _check_strategy(path, pack)
 
 
 def _check_strategy(path: Path, pack: Pack | None) -> Checked:
+    """A strategy file, or a condition, whose lines are accounted for."""
     from ..driver import check, load
 
     loaded = load(path, knowledge=pack)
-    return Checked(str(path), check(loaded), loaded.texts)
+    found = check(loaded)
+    lost = tuple(d for d in loaded.diagnostics if d not in found)
+    return Checked(str(path), (*lost, *found), loaded.texts, loaded.lines, loaded.assumptions)
 
 
 def _check_foreign(path: Path) -> Checked:
@@ -160,6 +178,11 @@ def _check_json(path: Path, pack: Pack | None) -> Checked:
         return _check_foreign(path)  # which tells why it cannot be read
     if start.removeprefix("{").lstrip().startswith(_DOCUMENT) and "paradag" in start:
         return Checked(str(path), tuple(_document_findings(path, pack)))
+    from ...grammar import read_source
+    from ...grammar.condition import is_condition
+
+    if is_condition(path, read_source(path)):
+        return _check_strategy(path, pack)
     return _check_foreign(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from ._common import (
     write_json,
     write_table,
 )
+from ._explanation import Explanation
 
 if TYPE_CHECKING:
     from ...passes.analysis import PhaseAnalysis
@@ -51,6 +53,16 @@ def compile_command(
         bool, typer.Option("--fix-workload", help="Reduce the batch where nothing else makes it fit.")
     ] = False,
     knowledge: KnowledgeOption = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Fitted figures of `paradag calibrate`, over the shipped ones.", metavar="FILE")
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            help="Say where the time goes: `top`, or a node by id or name (`layers.qkv`, `dispatch`, `*.all_reduce`).",
+            metavar="NODE|top",
+        ),
+    ] = None,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Compile a strategy into explicit prefill and decode DAGs, check them and say what they cost."""
@@ -61,9 +73,10 @@ def compile_command(
         "print_after": print_ir_after or [],
         "fix": not no_fix,
         "fix_workload": fix_workload,
+        "calibration": calibration,
     }
     with reporting(output_format):
-        _compile(file, knowledge, output, _words(emit), _words(expand), options, output_format)
+        _compile(file, knowledge, output, _words(emit), _words(expand), explain, options, output_format)
 
 
 def _compile(
@@ -72,23 +85,30 @@ def _compile(
     output: Path,
     emit: list[str],
     expand: list[str],
+    explain: str | None,
     options: dict[str, Any],
     output_format: OutputFormat,
 ) -> None:
+    from ..cost import load_calibration
     from ..driver import compile as compile_strategy
     from ..driver import load
     from ..outputs import write_outputs
 
+    if options["calibration"] is not None:
+        options = {**options, "calibration": load_calibration(options["calibration"])}
     if options["phase"] not in ("prefill", "decode", "all"):
         raise typer.BadParameter("give prefill, decode or all", param_hint="--phase")
     loaded = load(file, knowledge=knowledge)
     with reporting(output_format, loaded.texts):
         compiled = compile_strategy(loaded, expand_ranks="ranks" in expand, name=file.stem, **options)
+        explanation = None if explain is None else Explanation(compiled, explain)
         written = write_outputs(compiled, output, emit, expand)
     if output_format is OutputFormat.JSON:
-        write_json(_document(compiled, written))
+        write_json(_document(compiled, written) | ({"explain": explanation.document()} if explanation else {}))
     else:
         _print_text(compiled, written)
+        if explanation:
+            explanation.write()
     if compiled.status is Outcome.REJECTED:
         raise typer.Exit(1)
 
@@ -116,11 +136,47 @@ def _print_text(compiled: Compiled, written: Written) -> None:
     rows = [(p, str(compiled.status), *summary_row(a)) for p, a in compiled.phases.items()]
     if rows:
         write_table(columns, rows, right=columns[2:9])
+    for line in filter(None, map(load_line, compiled.phases.values())):
+        typer.echo(line)
+    for phase, analysis in compiled.phases.items():
+        typer.echo(f"{phase}: {utilization_line(analysis)}")
     for fix in compiled.fixes:
         typer.echo(fix_line(fix))
     for assumption in compiled.assumptions:
         typer.echo(f"assumed: {assumption.name} = {assumption.value} ({assumption.why})")
     typer.echo(f"{compiled.name}: {compiled.status}" + "".join(f"\n  {path}" for path in written.paths))
+
+
+def latencies(analysis: PhaseAnalysis) -> dict[str, float | None]:
+    """Seconds to the first token or per token, and what they are made of under the workload's load."""
+    if analysis.graph.phase == "decode":
+        return {"tpot_s": analysis.latency, "steady_tpot_s": analysis.steady}
+    queue = analysis.queue if analysis.queue is not None and isfinite(analysis.queue) else None
+    return {"ttft_s": analysis.loaded_latency, "prefill_s": analysis.latency, "queue_s": queue}
+
+
+def load_line(analysis: PhaseAnalysis) -> str:
+    """What arrivals or the prompts of others add to a phase's latency, for people; empty where nothing is known."""
+    if analysis.queue is not None:
+        if not isfinite(analysis.queue):
+            return "prefill: more requests arrive than are served; the queue has no mean"
+        total, queue, own = (1e3 * s for s in (analysis.loaded_latency, analysis.queue, analysis.latency))
+        return f"prefill: TTFT {total:.2f} ms = queue {queue:.2f} ms + prefill {own:.2f} ms"
+    if analysis.steady is not None:
+        stall = (analysis.steady - analysis.latency) * 1e3
+        return f"decode: steady TPOT {analysis.steady * 1e3:.2f} ms, {stall:.2f} ms of it for prompts of other requests"
+    return ""
+
+
+def utilization_line(analysis: PhaseAnalysis) -> str:
+    """Shares of the machine that a phase uses, and what its ranks do meanwhile, for people."""
+    u = analysis.utilization
+    return (
+        f"MFU {u.mfu:.1%}, MBU {u.mbu:.1%}, memory {u.memory:.0%}, "
+        f"scale-up {u.scale_up:.1%}, scale-out {u.scale_out:.1%}; "
+        f"ranks busy {u.busy:.1%}, bubble {u.bubble:.1%}; "
+        f"busiest rank {u.rank_balance:.2f} and stage {u.stage_balance:.2f} times the mean"
+    )
 
 
 def summary_row(analysis: PhaseAnalysis) -> tuple[str, ...]:
@@ -129,7 +185,7 @@ def summary_row(analysis: PhaseAnalysis) -> tuple[str, ...]:
     kind = "TTFT" if analysis.graph.phase == "prefill" else "TPOT"
     return (
         str(analysis.graph.mesh.gpus),
-        f"{kind} {analysis.latency * 1e3:.2f} ms",
+        f"{kind} {analysis.loaded_latency * 1e3:.2f} ms",
         f"{analysis.critical.seconds * 1e3:.2f} ms",
         f"{analysis.tokens_per_s:,.0f}",
         f"{memory.fullest.total / 1e9:.1f} GB",
@@ -148,16 +204,19 @@ def _bound(analysis: PhaseAnalysis) -> str:
 
 
 def _document(compiled: Compiled, written: Written) -> dict[str, Any]:
+    from ..emit.document import utilization_summary
+
     phases = {
         phase: {
             "gpus": a.graph.mesh.gpus,
-            "ttft_s" if phase == "prefill" else "tpot_s": a.latency,
+            **latencies(a),
             "critical_path_s": a.critical.seconds,
             "tokens_per_s": a.tokens_per_s,
             "memory_per_gpu_bytes": a.memory.fullest.total,
             "headroom_bytes": a.memory.headroom,
             "communication_bytes": sum(t.bytes for t in a.traffic),
             "bound": _bound(a),
+            "utilization": utilization_summary(a.utilization).model_dump(mode="json"),
         }
         for phase, a in compiled.phases.items()
     }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from contextlib import suppress
 from difflib import unified_diff
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..diagnostics import Outcome
-from ._common import KnowledgeOption, OutputFormat, fix_line, report, reporting
+from ._common import KnowledgeOption, OutputFormat, fix_line, report, reporting, rewrite
 
 if TYPE_CHECKING:
     from ...passes.validation.fixes import Fixed
-
-_BOM = b"\xef\xbb\xbf"
 
 
 def fix_command(
@@ -54,7 +49,7 @@ def _fix(file: Path, knowledge: Path | None, *, write: bool, workload: bool) -> 
     if fixed.outcome is Outcome.VALID:
         return
     if write:
-        _write(file, fixed.text)
+        rewrite(file, fixed.text)
     else:
         typer.echo(_diff(text, fixed.text, file), nl=False)
 
@@ -77,16 +72,3 @@ def _diff(before: str, after: str, file: Path) -> str:
 def _lines(text: str) -> list[str]:
     lines = text.split("\n")
     return [f"{line}\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
-
-
-def _write(file: Path, text: str) -> None:
-    """Replace the file whole; a link stays a link, permissions and byte order mark stay."""
-    from ..emit import replacing
-
-    target = file.resolve()
-    mark = _BOM if target.read_bytes().startswith(_BOM) else b""
-    mode = stat.S_IMODE(target.stat().st_mode)
-    with replacing(target) as draft:
-        draft.write(mark + text.encode("utf-8"))
-        with suppress(OSError):  # a file system without permissions
-            os.chmod(draft.name, mode)

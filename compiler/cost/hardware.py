@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from ..diagnostics import Diagnostic, DiagnosticError
 from ..spec import Assumption, ClusterSpec, LinkSpec, Pack
+from ..spec.calibration import Calibration
 from ..spec.catalog import DEFAULTS, CatalogEntry, CatalogLink, Defaults, accelerator
+from ..spec.inheritance import Library, calibrated, shipped
 
 
 @dataclass(frozen=True)
@@ -17,64 +19,99 @@ class Link:
     Attributes:
         bandwidth: Bytes per second and direction that a large message reaches.
         latency: Seconds per hop.
+        peak: Bytes per second and direction, datasheet.
+        stated_latency: Whether the file states the latency, so that it replaces fitted ones.
     """
 
     bandwidth: float
     latency: float
+    peak: float
+    stated_latency: bool = False
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One GPU and its links.
+    """One GPU, its links and what kernels reach of them.
 
     Attributes:
         name: Accelerator.
         peaks: Dense FLOP/s per dtype, before efficiency.
-        compute_efficiency: Share of the peak that a GEMM reaches.
         memory: Bytes per GPU.
         bandwidth: HBM bytes per second, before efficiency.
-        bandwidth_efficiency: Share of it that a streaming kernel reaches.
-        launch: Seconds per kernel.
         scale_up: Link inside the domain.
         scale_out: Link between domains.
         domain: GPUs of a scale-up domain.
+        calibration: Parameter sets of every operator class, complete.
+        compute_efficiency: Share of the peak that the file states for every product, or None: fitted figures.
+        bandwidth_efficiency: Share of the HBM bandwidth that the file states, or None: fitted figures.
+        graphs: Whether launches are replayed from a captured graph.
+        skew: Exponent of the power law of the expert load; 0 is uniform.
+        block_scales: Whether fp8 weights carry a scale per 128 x 128 block (DeepSeek), not one per tensor or channel.
         notes: Why a dtype is computed in another one, per dtype.
     """
 
     name: str
     peaks: Mapping[str, float]
-    compute_efficiency: float
     memory: float
     bandwidth: float
-    bandwidth_efficiency: float
-    launch: float
     scale_up: Link
     scale_out: Link
     domain: int
+    calibration: Calibration
+    compute_efficiency: float | None = None
+    bandwidth_efficiency: float | None = None
+    graphs: bool = True
+    skew: float = 0.0
+    block_scales: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
 
-    def flops(self, dtype: str) -> float:
-        """FLOP/s that a GEMM on operands of ``dtype`` reaches."""
-        return self.peaks[dtype] * self.compute_efficiency
+    @property
+    def units(self) -> int:
+        """Multiprocessors, compute units or cores that tiles are dealt to."""
+        return self.calibration.units
+
+    def variant(self, dtype: str) -> str:
+        """Which of a class's parameter sets serves weights of that format."""
+        if dtype == "fp8" and self.block_scales:
+            return "fp8_block"
+        return "bf16" if dtype in ("fp16", "fp32") else dtype
 
     @property
-    def hbm(self) -> float:
-        """Bytes per second that a streaming kernel reaches."""
-        return self.bandwidth * self.bandwidth_efficiency
+    def launch(self) -> float:
+        """Seconds of an empty kernel."""
+        return self.calibration.streaming.latency_s
+
+    @property
+    def issue(self) -> float:
+        """Seconds that a kernel takes at least because the host has to issue it; 0 with captured graphs."""
+        return 0.0 if self.graphs else self.calibration.launch.issue_s
 
 
 _QUANTIZED_TO_BF16 = ("fp8", "int8", "int4", "nvfp4", "mxfp4")
 
 
 def resolve_hardware(
-    cluster: ClusterSpec, dtype: str = "bf16", pack: Pack | None = None
+    cluster: ClusterSpec,
+    dtype: str = "bf16",
+    engine: str | None = None,
+    *,
+    pack: Pack | None = None,
+    calibration: Library | None = None,
+    graphs: bool = True,
+    skew: float = 0.0,
+    block_scales: bool = False,
 ) -> tuple[Hardware, list[Assumption]]:
     """Hardware figures of a cluster and every assumption that they rest on.
 
     Args:
         cluster: What the file says.
         dtype: The model's dtype: a compute figure given without a dtype is taken for this one.
+        engine: Whose kernels to expect: ``vllm``, ``trtllm``, ``sglang``; None takes the chip's default.
         pack: Knowledge pack with accelerators, defaults and the memory to keep free.
+        calibration: Fitted figures to use; default those that paradag ships.
+        graphs: Whether launches are replayed from a captured graph.
+        skew: Exponent of the power law of the expert load; 0 is uniform.
+        block_scales: Whether fp8 weights carry a scale per 128 x 128 block.
 
     Raises:
         DiagnosticError: a needed figure is neither in the file nor in the catalogue (PD013).
@@ -88,39 +125,31 @@ def resolve_hardware(
     bandwidth = chip.bandwidth or (entry.bandwidth if entry else None)
     if memory is None or bandwidth is None:
         raise _missing(chip.name, "memory" if memory is None else "bandwidth")
-    reference: CatalogEntry | Defaults = entry or defaults
-    efficiency = _given(made, "compute efficiency", chip.compute_efficiency, reference.compute_efficiency)
-    streaming = _given(made, "bandwidth efficiency", chip.bandwidth_efficiency, reference.bandwidth_efficiency)
-    network = reference.network_efficiency
-    made.append(
-        Assumption("network efficiency", f"{network:.0%}", "share of a link's bandwidth that a large message gets")
-    )
-    launch = reference.launch_overhead_s
-    made.append(
-        Assumption("launch overhead", f"{launch * 1e6:g} us per kernel", "launches replayed from a captured graph")
-    )
-    domain = cluster.scale_up.domain or _domain(cluster, entry)
-    up = _link(
-        "scale_up", cluster.scale_up, entry.scale_up if entry else None, defaults.scale_up_latency_s, network, made
-    )
-    out = _link(
-        "scale_out", cluster.scale_out, entry.scale_out if entry else None, defaults.scale_out_latency_s, network, made
-    )
-    if up is None and out is None:
-        if cluster.gpus != 1:
-            raise _missing(chip.name, "link scale_up bandwidth")
-        up = out = Link(bandwidth * streaming, 0.0)
-    elif up is None or out is None:
-        known, missing = ("scale_out", "scale_up") if up is None else ("scale_up", "scale_out")
-        made.append(
-            Assumption(f"{missing} link", f"as {known}", "neither the file nor the catalogue gives a bandwidth")
-        )
+    library = shipped() if calibration is None else calibration
+    fitted = calibrated(library, chip.name, entry, engine, made, dtype)
+    compute = _stated("compute efficiency", chip.compute_efficiency, pack, "tile and wave effects", made)
+    streaming = _stated("bandwidth efficiency", chip.bandwidth_efficiency, pack, "saturation effects", made)
+    up, out = _links(cluster, entry, fitted, bandwidth, defaults, made)
+    if not graphs:
+        made.append(Assumption("launches", "eager", f"{fitted.launch.issue_s * 1e6:.3g} us of the host per kernel"))
     if pack is not None:
         memory, made = _by_pack(pack, chip.catalog, memory, made)
     hardware = Hardware(
-        chip.name, peaks, efficiency, memory, bandwidth, streaming, launch,
-        up or out, out or up, domain, notes,  # type: ignore[arg-type]
-    )  # fmt: skip
+        name=chip.name,
+        peaks=peaks,
+        memory=memory,
+        bandwidth=bandwidth,
+        scale_up=up,
+        scale_out=out,
+        domain=cluster.scale_up.domain or _domain(cluster, entry),
+        calibration=fitted,
+        compute_efficiency=compute,
+        bandwidth_efficiency=streaming,
+        graphs=graphs,
+        skew=skew,
+        block_scales=block_scales,
+        notes=notes,
+    )
     return hardware, made
 
 
@@ -184,7 +213,6 @@ _VALUE_OF = {
     "compute efficiency": "compute_efficiency",
     "bandwidth efficiency": "bandwidth_efficiency",
     "network efficiency": "network_efficiency",
-    "launch overhead": "launch_overhead_s",
     "scale_up latency": "scale_up_latency_s",
     "scale_out latency": "scale_out_latency_s",
 }
@@ -193,11 +221,46 @@ _VALUE_OF = {
 _CHIP_FIGURES = frozenset({"scale_up bandwidth", "scale_out bandwidth"})
 
 
-def _given(made: list[Assumption], name: str, own: float | None, value: float) -> float:
-    if own is not None:
-        return own
-    made.append(Assumption(name, f"{value:.0%}", "the file gives none"))
+def _stated(name: str, own: float | None, pack: Pack | None, instead: str, made: list[Assumption]) -> float | None:
+    """The efficiency that the file states, else the pack's; None leaves it to the fitted figures."""
+    value, whose = own, "the file's"
+    if own is None and pack is not None:
+        value, whose = pack.values.get(_VALUE_OF[name]), "the pack's"
+    if value is not None:
+        why = f"{whose} figure, in place of fitted efficiencies and {instead}"
+        made.append(Assumption(name, f"{value:.0%}", why))
     return value
+
+
+def _links(
+    cluster: ClusterSpec,
+    entry: CatalogEntry | None,
+    fitted: Calibration,
+    memory: float,
+    defaults: Defaults,
+    made: list[Assumption],
+) -> tuple[Link, Link]:
+    """Both links; where one has no bandwidth it is taken to be the other."""
+    near = fitted.collective("p2p").efficiency
+    far = entry.network_efficiency if entry else defaults.network_efficiency
+    given = (cluster.scale_up, cluster.scale_out)
+    up = _link("scale_up", given[0], entry.scale_up if entry else None, defaults.scale_up_latency_s, near, made)
+    out = _link("scale_out", given[1], entry.scale_out if entry else None, defaults.scale_out_latency_s, far, made)
+    if up is None and out is None:
+        if cluster.gpus != 1:
+            raise _missing(cluster.accelerator.name, "link scale_up bandwidth")
+        only = Link(memory, 0.0, memory)
+        return only, only
+    if up is None or out is None:
+        known, missing = ("scale_out", "scale_up") if up is None else ("scale_up", "scale_out")
+        made.append(
+            Assumption(f"{missing} link", f"as {known}", "neither the file nor the catalogue gives a bandwidth")
+        )
+    if out is not None:
+        made.append(
+            Assumption("network efficiency", f"{far:.0%}", "share of a scale-out link that a large message gets")
+        )
+    return up or out, out or up  # type: ignore[return-value]
 
 
 def _link(
@@ -219,7 +282,7 @@ def _link(
         made.append(
             Assumption(f"{name} bandwidth", f"{bandwidth / 1e9:g} GB/s", "from the accelerator's catalogue entry")
         )
-    return Link(bandwidth * efficiency, latency)
+    return Link(bandwidth * efficiency, latency, bandwidth, given.latency is not None)
 
 
 def _missing(name: str, what: str) -> DiagnosticError:

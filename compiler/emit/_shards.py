@@ -87,6 +87,7 @@ class LocalTensor:
         sizes: Sizes on one rank of each shard: [shards, dims].
         placement: Named axes of each cut dimension.
         partial: Reductions by named axis.
+        shift: By how many ranks the chunks of a dimension have been passed on round the ring that cuts it.
     """
 
     name: str
@@ -96,10 +97,11 @@ class LocalTensor:
     sizes: Ints
     placement: Mapping[str, list[str]]
     partial: Mapping[str, str]
+    shift: Mapping[str, int]
 
     def row(self, shard: int) -> dict[str, Any]:
         """What the JSON row of a shard says of the tensor."""
-        return {
+        row = {
             "name": self.name,
             "dims": dict(zip(self.dims, self.sizes[shard].tolist(), strict=True)),
             "global_dims": dict(zip(self.dims, self.global_sizes, strict=True)),
@@ -107,6 +109,7 @@ class LocalTensor:
             "placement": dict(self.placement),
             "partial": dict(self.partial),
         }
+        return {**row, "shift": dict(self.shift)} if self.shift else row
 
 
 def local_tensor(
@@ -128,12 +131,13 @@ def local_tensor(
     whole: dict[str, int] = {}
     local: dict[str, Ints] = {}
     cuts: dict[str, tuple[str, ...]] = {}
-    for dim, axes in zip(kind.dims, kind.placement.shards, strict=True):
+    for index, (dim, axes) in enumerate(zip(kind.dims, kind.placement.shards, strict=True)):
         if getattr(dim.size, "kind", "") == "rows":
             size, sizes = _rows(kind, dim.size, extents, mesh, atoms, shards)
         else:
             size = int(dim.value(extents, mesh))
-            sizes = _chunk(np.full(shards, size, dtype=np.int64), axes, mesh, atoms)
+            held = _held(atoms, axes, kind.placement.shift_of(index), mesh)
+            sizes = _chunk(np.full(shards, size, dtype=np.int64), axes, mesh, held)
         key = "group" if dim.name.startswith(GROUP) else dim.name
         whole[key] = whole.get(key, 1) * size
         local[key] = local[key] * sizes if key in local else sizes
@@ -146,6 +150,7 @@ def local_tensor(
         np.stack(list(local.values()), axis=1) if local else np.zeros((shards, 0), dtype=np.int64),
         {d: axis_words(mesh, a, experts=experts or d == "slot") for d, a in cuts.items() if a},
         _partial(kind, mesh, experts=experts),
+        {d: hops for d, hops in zip(kind.names, kind.placement.shift, strict=False) if hops},
     )
 
 
@@ -155,6 +160,15 @@ def _partial(kind: TensorType, mesh: Mesh, *, experts: bool) -> dict[str, str]:
         axes = mesh.ordered(a for a, r in kind.placement.partial if r == reduction)
         words.update(dict.fromkeys(axis_words(mesh, axes, experts=experts), reduction))
     return words
+
+
+def _held(atoms: Mapping[str, Ints], axes: Sequence[str], shift: int, mesh: Mesh) -> Mapping[str, Ints]:
+    """Coordinates of the ranks whose chunks the shards hold after so many hops round the ring of ``axes``."""
+    if not shift or any(a not in atoms for a in axes):
+        return atoms
+    sizes = [mesh.size((a,)) for a in axes]
+    place = (np.ravel_multi_index([atoms[a] for a in axes], sizes) - shift) % mesh.size(axes)
+    return {**atoms, **dict(zip(axes, np.unravel_index(place, sizes), strict=True))}
 
 
 def _chunk(sizes: Ints, axes: Sequence[str], mesh: Mesh, atoms: Mapping[str, Ints]) -> Ints:

@@ -5,7 +5,7 @@ These models stand at the border only: rows are written as text and read as dict
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, isfinite
 from typing import Annotated, Any, Literal, NotRequired
 
 import orjson
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from ... import __version__
-from ...passes.analysis import PhaseAnalysis, bytes_by_kind
+from ...passes.analysis import PhaseAnalysis, RankTime, Utilization, bytes_by_kind
 from ...passes.compiled import Compiled
 from ..diagnostics import Diagnostic
 from ..ir.graph import Phase
@@ -80,6 +80,37 @@ class MemoryPerGpu(_Part):
     capacity: Count
 
 
+class RankUtilization(_Part):
+    """Ranks of replica 0 that do the same: seconds during the latency without queue, shares of 1."""
+
+    stages: tuple[Index, ...]
+    ranks: tuple[tuple[Index, Index], ...] = Field(description="First and last of each run of ranks, ascending.")
+    compute_s: Quantity
+    communication_s: Quantity
+    imbalance_s: Quantity = Field(description="Waiting for ranks of the same stage that hold more.")
+    bubble_s: Quantity = Field(description="Nothing to run: the pipeline fills, drains or waits.")
+    send_s: Quantity = Field(description="Beside all that, on a stream of its own.")
+    mfu: Quantity
+    mbu: Quantity
+    memory: Quantity
+
+
+class UtilizationSummary(_Part):
+    """Shares of the machine that the phase uses, of 1; docs/explain.md defines them."""
+
+    model_flops: Quantity = Field(description="Of one replica.")
+    mfu: Quantity
+    mbu: Quantity
+    memory: Quantity
+    scale_up: Quantity
+    scale_out: Quantity
+    busy: Quantity
+    bubble: Quantity
+    rank_balance: Quantity = Field(description="Busiest rank over the mean.")
+    stage_balance: Quantity
+    ranks: tuple[RankUtilization, ...] = Field(description="All ranks, equal ones in one row.")
+
+
 class _Summary(_Part):
     critical_path_s: Quantity = Field(description="Seconds of the longest path, over all steps.")
     tokens_per_s: Quantity = Field(description="All replicas: prompt tokens in prefill, generated tokens in decode.")
@@ -90,18 +121,26 @@ class _Summary(_Part):
     communication_bytes: dict[str, Count] = Field(
         description="Bytes on the wire by operator: all ranks of one replica, all steps."
     )
+    utilization: UtilizationSummary | None = None
 
 
 class PrefillSummary(_Summary):
     """Figures of a prefill DAG."""
 
-    ttft_s: Quantity
+    ttft_s: Quantity = Field(description="Time to the first token: prefill_s and, where it is finite, queue_s.")
+    prefill_s: Quantity | None = Field(default=None, description="From PrefillBegin to the last first token.")
+    queue_s: Quantity | None = Field(
+        default=None, description="Mean wait at the workload's rate; null without a rate, or where the queue grows."
+    )
 
 
 class DecodeSummary(_Summary):
     """Figures of a decode DAG."""
 
     tpot_s: Quantity
+    steady_tpot_s: Quantity | None = Field(
+        default=None, description="With the prompts of a steady continuous batch; null where prefill is not compiled."
+    )
 
 
 class Header(_Part):
@@ -137,6 +176,12 @@ class TensorRow(TypedDict):
     ]
     partial: Annotated[
         dict[str, Literal["sum", "max", "lse"]], Field(description="Mesh axes along which ranks hold summands.")
+    ]
+    shift: NotRequired[
+        Annotated[
+            dict[str, Count],
+            Field(description="By how many ranks the chunks of a dimension have travelled round their ring."),
+        ]
     ]
 
 
@@ -183,6 +228,12 @@ class NodeTail(TypedDict):
     bytes: Annotated[Quantity, Field(description="Of the fullest rank: on the wire for communication, else HBM.")]
     time_s: Quantity
     bound: Literal["none", "compute", "memory", "network", "latency"]
+    efficiency: NotRequired[
+        Annotated[Quantity, Field(description="Share of the binding datasheet peak that is reached; 0 where unknown.")]
+    ]
+    link: NotRequired[
+        Annotated[Literal["none", "scale_up", "scale_out", "both"], Field(description="What the bytes go over.")]
+    ]
 
 
 @with_config(_STRICT)
@@ -297,9 +348,42 @@ def _summary(model: ModelSpec, analysis: PhaseAnalysis) -> PrefillSummary | Deco
         "memory_per_gpu": _memory(analysis),
         "communication_bytes": {k: ceil(plain(size)) for k, size in sorted(bytes_by_kind(analysis.traffic).items())},
     }
+    figures["utilization"] = utilization_summary(analysis.utilization)
     if analysis.graph.phase == "prefill":
-        return PrefillSummary(**figures, ttft_s=analysis.latency)
-    return DecodeSummary(**figures, tpot_s=analysis.latency)
+        queue = analysis.queue if analysis.queue is not None and isfinite(analysis.queue) else None
+        return PrefillSummary(**figures, ttft_s=analysis.loaded_latency, prefill_s=analysis.latency, queue_s=queue)
+    return DecodeSummary(**figures, tpot_s=analysis.latency, steady_tpot_s=analysis.steady)
+
+
+def utilization_summary(found: Utilization) -> UtilizationSummary:
+    """Utilization as the document has it; rows of ranks whose figures agree to twelve digits are one."""
+    folded: dict[tuple[float, ...], list[RankTime]] = {}
+    for each in found.ranks:
+        folded.setdefault(tuple(float(f"{v:.12g}") for v in _rank_figures(found, each).values()), []).append(each)
+    rows = [
+        RankUtilization(
+            stages=tuple(sorted({r.stage for r in same})),
+            ranks=_runs(sorted(rank for r in same for rank in r.ranks)),
+            **_rank_figures(found, same[0]),
+        )
+        for same in folded.values()
+    ]
+    shares = ("mfu", "mbu", "memory", "scale_up", "scale_out", "busy", "bubble", "rank_balance", "stage_balance")
+    figures = {name: getattr(found, name) for name in shares}
+    return UtilizationSummary(model_flops=float(found.work.model_flops.sum()), **figures, ranks=tuple(rows))
+
+
+def _rank_figures(found: Utilization, rank: RankTime) -> dict[str, float]:
+    names = ("compute_s", "communication_s", "imbalance_s", "bubble_s", "send_s")
+    shares = {"mfu": found.stage_mfu(rank.stage), "mbu": found.stage_mbu(rank.stage)}
+    return {name: getattr(rank, name) for name in names} | shares | {"memory": found.capacity[rank.stage]}
+
+
+def _runs(ranks: list[int]) -> tuple[tuple[int, int], ...]:
+    """First and last of each run of consecutive numbers."""
+    breaks = [i for i in range(1, len(ranks)) if ranks[i] != ranks[i - 1] + 1]
+    ends = zip([0, *breaks], [*breaks, len(ranks)], strict=True)
+    return tuple((ranks[low], ranks[high - 1]) for low, high in ends)
 
 
 def _memory(analysis: PhaseAnalysis) -> MemoryPerGpu:

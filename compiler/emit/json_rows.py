@@ -15,10 +15,12 @@ import orjson
 from numpy.typing import NDArray
 
 from ...passes.analysis import PhaseAnalysis, Route, TransferPlan
+from ...passes.analysis.communication import LINKS, node_links
 from ...passes.compiled import Compiled
 from ..cost import BOUNDS
 from ..ir.graph import Block, Node, Phase
 from ..ir.ops import CostClass, operator
+from ..ir.types import Number
 from ..ir.unrolled import EDGE_KINDS
 from ._files import replacing
 from ._numbers import number, plain
@@ -121,7 +123,10 @@ def group_axes(analysis: PhaseAnalysis, template: int) -> tuple[str, ...]:
 
 
 def node_figures(analysis: PhaseAnalysis) -> dict[str, NDArray[np.float64]]:
-    """``flops``, ``bytes``, ``time_s`` and ``bound`` (index into BOUNDS) of every call, on its fullest rank."""
+    """``flops``, ``bytes``, ``time_s``, ``bound``, ``efficiency`` and ``link`` of every call, on its fullest rank.
+
+    Bounds are indices into BOUNDS, links into LINKS.
+    """
     calls = analysis.flat.unrolled
     costs = [(node, analysis.costs[block.name, node.name]) for block, node in calls.templates]
     return {
@@ -129,7 +134,13 @@ def node_figures(analysis: PhaseAnalysis) -> dict[str, NDArray[np.float64]]:
         "bytes": calls.gather([c.wire_bytes if is_communication(n) else c.hbm_bytes for n, c in costs]),
         "time_s": analysis.flat.call_duration,
         "bound": calls.gather([c.bound for _, c in costs]),
+        "efficiency": calls.gather([c.efficiency for _, c in costs]),
+        "link": calls.gather([_links(analysis, block, node) for block, node in calls.templates]),
     }
+
+
+def _links(analysis: PhaseAnalysis, block: Block, node: Node) -> Number:
+    return node_links(analysis.graph, block, node, analysis.hardware, analysis.traffic)
 
 
 def _head(block: Block, node: Node, phase: Phase) -> bytes:
@@ -146,12 +157,14 @@ def _head(block: Block, node: Node, phase: Phase) -> bytes:
 
 def _cost_parts(analysis: PhaseAnalysis) -> Iterator[bytes]:
     figures = node_figures(analysis)
-    for flops, moved, seconds, bound in zip(*(column.tolist() for column in figures.values()), strict=True):
-        yield b',"flops":%b,"bytes":%b,"time_s":%b,"bound":"%b"}' % (
+    for flops, moved, seconds, bound, efficiency, link in zip(*(c.tolist() for c in figures.values()), strict=True):
+        yield b',"flops":%b,"bytes":%b,"time_s":%b,"bound":"%b","efficiency":%b,"link":"%b"}' % (
             number(flops),
             number(moved),
             number(seconds),
             BOUNDS[int(bound)].encode(),
+            number(efficiency),
+            LINKS[int(link)].encode(),
         )
 
 

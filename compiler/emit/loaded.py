@@ -91,7 +91,7 @@ class Nodes:
         group: Axes of the device group or collective.
         devices: Ranks.
         peers: Ranks at the other end of a KV transfer with their bytes, or None.
-        detail: Inputs, outputs, weights, flops, bytes, time_s and bound.
+        detail: Inputs, outputs, weights, flops, bytes, time_s, bound, efficiency and link.
     """
 
     TABLES: ClassVar[tuple[str, ...]] = (
@@ -199,7 +199,7 @@ class LoadedGraph:
 
 
 def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    figures: dict[str, Any] = {key: plain(row[key]) for key in ("flops", "bytes", "time_s")}
+    figures: dict[str, Any] = {key: plain(row[key]) for key in ("flops", "bytes", "time_s", "efficiency") if key in row}
     if "peers" in row:
         figures["peers"] = [peer | {"bytes": plain(peer["bytes"])} for peer in row["peers"]]
     return row | figures

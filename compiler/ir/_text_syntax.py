@@ -57,11 +57,12 @@ class SizeSyntax(NamedTuple):
 
 
 class DimSyntax(NamedTuple):
-    """``name:size{axes}``."""
+    """``name:size{axes} shift 1``."""
 
     name: Token
     size: SizeSyntax | None
     axes: Sequence[Token]
+    shift: Token | None
 
 
 class TypeSyntax(NamedTuple):
@@ -276,8 +277,8 @@ class _ToSyntax(Transformer[Token, GraphSyntax]):
         *dims, partial, density = parts
         return TypeSyntax(dtype, _some(dims), partial or (), density)
 
-    def dim(self, name: Token, size: SizeSyntax | None, axes: Any) -> DimSyntax:
-        return DimSyntax(name, size, axes or ())
+    def dim(self, name: Token, size: SizeSyntax | None, axes: Any, shift: Token | None) -> DimSyntax:
+        return DimSyntax(name, size, axes or (), shift)
 
     def fixed(self, number: Token) -> SizeSyntax:
         return SizeSyntax("fixed", [number])

@@ -121,6 +121,7 @@ def build_mesh(
     attention: Mapping[str, int],
     experts: Mapping[str, int],
     kv_groups: int = 1,
+    sp_kv_groups: int = 1,
     pp: int = 1,
     dp: int = 1,
     placement: Sequence[str] = (),
@@ -132,6 +133,7 @@ def build_mesh(
         attention: Degrees of adp, sp and tp; their product is R.
         experts: Degrees of edp, ep and etp; their product is R.
         kv_groups: Ranks of one TP group that hold the same KV head (tp / kv_heads where tp > kv_heads, else 1).
+        sp_kv_groups: The same on the sp axis, whose outer part then cuts KV heads (Ulysses).
         pp: Pipeline stages.
         dp: Replicas.
         placement: Attention axes and pp from outermost to innermost on the hardware; empty means (pp, adp, sp, tp).
@@ -143,7 +145,7 @@ def build_mesh(
     expert_orders = (("edp", "ep", "etp"), ("ep", "etp", "edp"))
     for order in expert_orders:
         cuts = _cuts([attention[n] for n in ATTENTION_VIEW]) | _cuts([experts[n] for n in order])
-        cuts |= {kv_groups}
+        cuts |= {kv_groups, attention["tp"] * sp_kv_groups}
         if _is_chain(cuts):
             break
     else:

@@ -216,7 +216,14 @@ class _Reader:
         shards = tuple(atoms(d.axes) for d in tree.dims)
         kinds = [(atoms([axis]), self._one_of(kind, REDUCTIONS, "reduction")) for axis, kind in tree.partial]
         partial = tuple((axis, kind) for axes, kind in kinds for axis in axes)
-        return TensorType(dtype, dims, Placement(shards, partial), self._density(tree))
+        shift = tuple(0 if d.shift is None else self._shift(d) for d in tree.dims)
+        return TensorType(dtype, dims, Placement(shards, partial, shift), self._density(tree))
+
+    def _shift(self, dim: syntax.DimSyntax) -> int:
+        assert dim.shift is not None
+        if not dim.axes:
+            self._fault(dim.shift, f"`{dim.name}` is shifted, yet no axis cuts it", "`context{sp} shift 1`")
+        return self._int(dim.shift, 1)
 
     def _density(self, tree: syntax.TypeSyntax) -> float:
         if tree.density is None:

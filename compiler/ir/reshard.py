@@ -2,7 +2,7 @@
 
 Partial to Replicate is an all-reduce, Partial to Shard a reduce-scatter, Shard to Replicate an all-gather, Shard(i) to
 Shard(j) an all-to-all, Replicate to Shard a local slice. Several axes resolve innermost first; axes that move together
-share one collective.
+share one collective. Chunks that are wanted further round a ring are passed on by a ring shift.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ def plan(have: Placement, want: Placement, names: Sequence[str], mesh: Mesh) -> 
     if set(want.partial) - set(have.partial):
         raise Unreachable(f"{want} wants partial sums that {have} has not")
     planner = _Planner(have, want, tuple(names), mesh)
+    if (have.shards, have.partial) != (want.shards, want.partial):
+        planner.ring_shift(())
     planner.reduce_scatter()
     planner.all_reduce()
     planner.all_to_all()
     planner.all_gather()
     planner.slice()
+    planner.ring_shift(want.shift)
     if planner.state != want:
         raise Unreachable(f"{have} does not lead to {want}")
     return planner.steps
@@ -75,6 +78,15 @@ class _Planner:
             common += 1
         return have[common:]
 
+    def ring_shift(self, shift: Sequence[int]) -> None:
+        """Pass chunks on until they are shifted so."""
+        for dim, name in enumerate(self.names):
+            axes = self.state.shards[dim]
+            ring = self.mesh.size(axes)
+            hops = ((shift[dim] if shift else 0) - self.state.shift_of(dim)) % ring
+            if hops:
+                self._emit("ring_shift", axes=axes, of=name, hops=hops, ring=ring)
+
     def reduce_scatter(self) -> None:
         leaving = self.state.partial_axes - self.want.partial_axes
         for dim in range(len(self.names)):
@@ -91,6 +103,7 @@ class _Planner:
 
     def all_to_all(self) -> None:
         self._combine()
+        self._clear_the_way()
         for to in range(len(self.names)):
             movable = self._innermost()
             axes = _leading(self._missing(to), lambda a, m=movable: a in m)
@@ -103,6 +116,15 @@ class _Planner:
                 self._emit("dispatch", axes=axes, of=sources, to=self.names[to])
             else:
                 self._emit("all_to_all", axes=axes, of=sources, to=self.names[to])
+
+    def _clear_the_way(self) -> None:
+        """Gather axes that are wanted nowhere and lie inside of some that are wanted on another dimension."""
+        wanted = {a for dim in range(len(self.names)) for a in self._missing(dim)}
+        for dim, name in enumerate(self.names):
+            excess = self._excess(dim)
+            inner = tuple(reversed(_leading(excess[::-1], lambda a: a not in wanted)))
+            if inner and wanted & set(excess):
+                self._emit("all_gather", axes=inner, of=name)
 
     def _combine(self) -> None:
         """Axes that leave one dimension for several group dimensions together."""

@@ -22,7 +22,7 @@ NATURAL_SIZES: Mapping[str, Extent] = {"batch": BATCH, "seq": NEW, "context": CO
 
 KEYWORDS = frozenset(
     {"arg", "by", "const", "density", "false", "inf", "init", "items", "meta", "nan", "none", "over", "partial"}
-    | {"return", "stages", "steps", "true", "view", "where"}
+    | {"return", "shift", "stages", "steps", "true", "view", "where"}
 )
 """Words that a name may not be unless quoted, because a keyword may stand where it does."""
 
@@ -85,7 +85,9 @@ def print_node(node: Node, indent: str = "") -> str:
 
 def print_type(t: TensorType) -> str:
     """A tensor type: ``bf16[batch{adp}, seq, hidden:4096] partial(tp: sum)``."""
-    dims = ", ".join(_dim(d, axes) for d, axes in zip(t.dims, t.placement.shards, strict=True))
+    shifts = t.placement.shift or (0,) * len(t.dims)
+    cuts = zip(t.dims, t.placement.shards, shifts, strict=True)
+    dims = ", ".join(_dim(d, axes) + (f" shift {hops}" if hops else "") for d, axes, hops in cuts)
     text = f"{_word(t.dtype)}[{dims}]"
     if t.placement.partial:
         text += f" partial({', '.join(f'{_word(a)}: {_word(r)}' for a, r in t.placement.partial)})"

@@ -91,12 +91,19 @@ class Placement:
             before it left into ceiling chunks, so the last chunks may be smaller or empty.
         partial: (axis, reduction) pairs, sorted: the ranks along that axis hold summands (or maxima, or log-sum-exp
             states) of the value. On every other axis the tensor is replicated.
+        shift: Per dimension, by how many ranks its chunks have been passed on round the ring of the axes that cut it:
+            the rank of ring position i holds chunk i - shift (modulo the ring). Empty where nothing is shifted.
     """
 
     shards: tuple[tuple[str, ...], ...]
     partial: tuple[tuple[str, str], ...] = ()
+    shift: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not any(self.shift):
+            object.__setattr__(self, "shift", ())
+        elif len(self.shift) != len(self.shards):
+            raise ValueError(f"{len(self.shards)} dimensions, {len(self.shift)} shifts")
         used = [a for axes in self.shards for a in axes] + [a for a, _ in self.partial]
         if len(used) != len(set(used)):
             raise ValueError(f"an axis is used twice in placement {self}")
@@ -108,6 +115,10 @@ class Placement:
     @property
     def partial_axes(self) -> frozenset[str]:
         return frozenset(a for a, _ in self.partial)
+
+    def shift_of(self, dim: int) -> int:
+        """By how many ranks the chunks of a dimension are passed on."""
+        return self.shift[dim] if self.shift else 0
 
     def reduction(self, axis: str) -> str:
         """How the partial values along ``axis`` combine."""
@@ -157,6 +168,10 @@ class TensorType:
     def axes_of(self, name: str) -> tuple[str, ...]:
         """Atomic axes that cut the named dimension."""
         return self.placement.shards[self.index(name)]
+
+    def shift_of(self, name: str) -> int:
+        """By how many ranks the chunks of the named dimension are passed on."""
+        return self.placement.shift_of(self.index(name))
 
     def placed(self, placement: Placement) -> TensorType:
         return replace(self, placement=placement)

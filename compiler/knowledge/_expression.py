@@ -92,7 +92,7 @@ class Expression:
             raise DiagnosticError(
                 [
                     Diagnostic(
-                        "PD033",
+                        "PD043",
                         f"`{self.text}` divides by zero or overflows" + (f" with {given}" if given else ""),
                         self.span,
                         "a finite number for every strategy",

@@ -26,12 +26,12 @@ class Reader:
         self.found: list[Diagnostic] = []
 
     def wrong(self, path: Path, message: str, expected: str, help_: str | None = None) -> None:
-        """Report a value that its key cannot have (PD032)."""
+        """Report a value that its key cannot have (PD042)."""
         fix = help_ or f"write {expected}" if expected.startswith("`") else help_ or "`docs/packs.md` lists all keys"
-        self.found.append(Diagnostic("PD032", message, self.toml.span(*path), expected, fix))
+        self.found.append(Diagnostic("PD042", message, self.toml.span(*path), expected, fix))
 
     def keys(self, path: Path, table: Mapping[str, Any], known: frozenset[str]) -> Iterator[str]:
-        """The known keys of a table; the others are reported (PD031)."""
+        """The known keys of a table; the others are reported (PD041)."""
         for key in table:
             if key in known:
                 yield key
@@ -41,7 +41,7 @@ class Reader:
             help_ = f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "remove it"
             expected = f"one of {', '.join(sorted(known))}"
             span = self.toml.span(*path, key)
-            self.found.append(Diagnostic("PD031", f"unknown key `{key[:60]}`{where}", span, expected, help_))
+            self.found.append(Diagnostic("PD041", f"unknown key `{key[:60]}`{where}", span, expected, help_))
 
     def table(self, path: Path) -> dict[str, Any]:
         """The table at ``path``, empty where there is none."""
@@ -77,7 +77,7 @@ class Reader:
         return value
 
     def expression(self, path: Path, value: Any, known: frozenset[str], kind: Kind) -> Expression | None:
-        """An expression; a broken one is reported (PD033)."""
+        """An expression; a broken one is reported (PD043)."""
         if isinstance(value, int) and not isinstance(value, bool) and kind == "number":
             value = str(value)
         if (text := self.text(path, value)) is None:
@@ -88,7 +88,7 @@ class Reader:
         except BadExpression as error:
             place = self.toml.inside(span, text, error.column, error.end)
             help_ = "`docs/packs.md` lists names and operators"
-            self.found.append(Diagnostic("PD033", str(error), place, error.expected, help_))
+            self.found.append(Diagnostic("PD043", str(error), place, error.expected, help_))
             return None
 
 

@@ -55,7 +55,7 @@ def read_toml(path: Path) -> Toml:
     """Read a file.
 
     Raises:
-        DiagnosticError: PD001 to PD003, it cannot be read; PD030, it is no TOML.
+        DiagnosticError: PD001 to PD003, it cannot be read; PD040, it is no TOML.
     """
     text = read_source(path)
     try:
@@ -65,7 +65,7 @@ def read_toml(path: Path) -> Toml:
         at = _AT.search(told)
         line, column = (int(at[1]), int(at[2])) if at else (max(1, len(text.splitlines())), 1)
         found = Diagnostic(
-            "PD030",
+            "PD040",
             f"not TOML: {_AT.sub('', told).strip()}",
             Span(str(path), line, column, line, column + 1),
             "tables `[law]`, `[limits]`, `[rules]`, `[values]`, `[accelerators.NAME]` with `key = value` lines",

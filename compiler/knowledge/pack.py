@@ -32,10 +32,11 @@ _LAW_NAMES = {
 _ALL_NAMES = frozenset({*DEGREES, *FACTS})
 
 VALUES = frozenset(
-    {"memory_reserve", "stage_idle_share", "communication_share", "latency_share", "stage_imbalance", "pool_ratio"}
+    {"compute_efficiency", "bandwidth_efficiency"}
+    | {"memory_reserve", "stage_idle_share", "communication_share", "latency_share", "stage_imbalance", "pool_ratio"}
 )
-"""Values besides those of :class:`paradag.compiler.spec.catalog.Defaults`: the memory that stays free, as a share, and
-the thresholds of advice (PD307 and on)."""
+"""Values besides those of :class:`paradag.compiler.spec.catalog.Defaults`: efficiencies instead of the fitted ones, the
+memory that stays free, as a share, and the thresholds of advice (PD307 and on)."""
 
 _DEFAULTS = frozenset(f.name for f in fields(Defaults))
 _SHARES = frozenset(n for n in {*VALUES, *_DEFAULTS} if n.endswith(("_efficiency", "_share", "_reserve")))
@@ -87,12 +88,12 @@ def _files(path: Path) -> tuple[Path | None, Path | None]:
         span = Span(str(strange[0]), 1, 1, 1, 1)
         expected = f"`{PACK_FILE}` and `{ACCELERATORS_FILE}`"
         message = f"`{strange[0].name}` is no file of a knowledge pack"
-        raise DiagnosticError([Diagnostic("PD031", message, span, expected, "rename it, or move it elsewhere")])
+        raise DiagnosticError([Diagnostic("PD041", message, span, expected, "rename it, or move it elsewhere")])
     if not main.exists() and not chips.exists():
         span = Span(str(main), 1, 1, 1, 1)
         message = f"the folder `{path}` holds neither `{PACK_FILE}` nor `{ACCELERATORS_FILE}`"
         expected = "a TOML file, or a folder with at least one of them"
-        raise DiagnosticError([Diagnostic("PD030", message, span, expected, "give the path of the pack")])
+        raise DiagnosticError([Diagnostic("PD040", message, span, expected, "give the path of the pack")])
     return main if main.exists() else None, chips if chips.exists() else None
 
 
@@ -187,7 +188,7 @@ def _severities(reader: Reader) -> dict[str, Severity | None]:
             near = ", ".join(f"`{c}`" for c in nearest_codes(code))
             help_ = f"near ones: {near}; `paradag rules` lists all" if near else "`paradag rules` lists all"
             span = reader.toml.span(*path)
-            reader.found.append(Diagnostic("PD031", f"no rule `{code[:60]}`", span, "the code of a rule", help_))
+            reader.found.append(Diagnostic("PD041", f"no rule `{code[:60]}`", span, "the code of a rule", help_))
             continue
         before = len(reader.found)
         severity = _severity(reader, path, value, _SEVERITIES)
@@ -196,7 +197,7 @@ def _severities(reader: Reader) -> dict[str, Severity | None]:
         if rule.severity is Severity.ERROR and severity is not Severity.ERROR and not _bends(code, rule.stage):
             reader.found.append(
                 Diagnostic(
-                    "PD034",
+                    "PD044",
                     f"{code} ({rule.title}) cannot be `{value}`: what breaks it is wrong, not merely unwelcome",
                     reader.toml.span(*path),
                     "an error of the stages resource or objective, a warning or a note",

@@ -25,7 +25,7 @@ def refused_layouts(spec: Spec, phase: Phase, layouts: Layouts) -> dict[str, Boo
     """Layouts that the pack refuses, by its places; empty without a pack.
 
     Raises:
-        DiagnosticError: PD033, a formula of the pack divides by zero; as in all functions here.
+        DiagnosticError: PD043, a formula of the pack divides by zero; as in all functions here.
     """
     return {} if spec.pack is None else broken(spec.pack, _stage(spec, phase, layouts))
 

@@ -6,13 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import lcm
 
-from ..spec import AttentionSpec, LayersSpec, ModelSpec, MoeSpec, Spec
+from ..spec import AttentionSpec, LayersSpec, ModelSpec, MoeSpec, RotarySpec, Spec
 from ..spec.stage_law import Degrees
 from ..spec.strategy import Phase
 
-_HIDDEN, _HEAD_DIM = 16, 4
-_MLA = {"q_lora": 9, "kv_lora": 7, "nope_dim": 6, "rope_dim": 4, "v_dim": 5}
+_HIDDEN, _TURNING = 16, 4
+_MLA = {"q_lora": 9, "kv_lora": 7, "nope_dim": 6, "v_dim": 5}
 """Different from one another, so that what belongs to one is not taken for another."""
+_TURNING_STRETCHED = 8
+"""Features that turn under rotary scaling: four pairs, so that some are kept and some stretched, as in the real model.
+
+Where the stretch begins is a share of the pairs that follows from theta and the original length; both stay.
+"""
 _WINDOW = 3
 _MOST_HEADS = 128
 
@@ -39,16 +44,24 @@ def shrink_model(
     layers, split = _layers(spec, stages, degrees)
     moe, redundant = _experts(model.moe, before, degrees) if model.moe else (None, dict.fromkeys(degrees, 0))
     tps = [(before[p].tp, d.tp) for p, d in degrees.items()]
+    # Ulysses shares out the heads that TP leaves to a rank
+    shares = [
+        (before[p].tp * before[p].sp, d.tp * d.sp)
+        for p, d in degrees.items()
+        if (strategy := spec.strategy(p)) is not None and strategy.sp_kind == "ulysses"
+    ]
     whole = lcm(*(tp for _, tp in tps))
     vocab = max(8, -(-32 // whole)) * whole + any(model.vocab % tp for tp, _ in tps)
+    rotary = _rotary(model)
     small = model.model_copy(
         update={
             "layers": layers,
             "hidden": _HIDDEN,
             "vocab": vocab,
             "ffn": 3 * whole if model.ffn is not None else None,
-            "attention": _attention(model.attention, tps, spec.workload.input),
+            "attention": _attention(model, rotary, [*tps, *shares], spec.workload.input),
             "moe": moe,
+            "rotary": rotary,
         }
     )
     return small, split, {p: replace(d, redundant=redundant[p]) for p, d in degrees.items()}
@@ -62,18 +75,33 @@ def _window(window: int | None, prompt: int) -> int | None:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def _attention(a: AttentionSpec, tps: Sequence[tuple[int, int]], prompt: int) -> AttentionSpec:
-    window = _window(a.window, prompt)
+def _rotary(model: ModelSpec) -> RotarySpec:
+    """The same embedding; where a part of each head turned, a part goes on turning."""
+    return model.rotary.model_copy(update={"dim": _turning(model.rotary) if model.rotary.dim else None})
+
+
+def _turning(rotary: RotarySpec) -> int:
+    """Features that turn with the position."""
+    return _TURNING if rotary.scaling is None else _TURNING_STRETCHED
+
+
+def _attention(model: ModelSpec, rotary: RotarySpec, tps: Sequence[tuple[int, int]], prompt: int) -> AttentionSpec:
+    """Small attention; ``tps`` are the numbers of ranks that share out its heads, before and after."""
+    a = model.attention
+    window, turning = _window(a.window, prompt), _turning(rotary)
     if a.kind == "mla":
         assert a.nope_dim
-        sizes = {name: size if getattr(a, name) else None for name, size in _MLA.items()}
+        sizes = {name: size if getattr(a, name) else None for name, size in _MLA.items()} | {"rope_dim": turning}
         heads = lcm(*(tp for _, tp in tps)) * (2 if all(a.heads > tp for tp, _ in tps) else 1)
-        return a.model_copy(
-            update={**sizes, "heads": heads, "head_dim": _MLA["nope_dim"] + _MLA["rope_dim"], "window": window}
-        )
+        return a.model_copy(update={**sizes, "heads": heads, "head_dim": _MLA["nope_dim"] + turning, "window": window})
     kv_heads, group = _kv_heads(a, tps)
     return a.model_copy(
-        update={"heads": kv_heads * group, "kv_heads": kv_heads, "head_dim": _HEAD_DIM, "window": window}
+        update={
+            "heads": kv_heads * group,
+            "kv_heads": kv_heads,
+            "head_dim": turning * (2 if model.rotary_width < a.head_dim else 1),
+            "window": window,
+        }
     )
 
 

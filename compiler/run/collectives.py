@@ -110,8 +110,10 @@ def volume(op: str, attrs: Mapping[str, Any], shards: Shards, names: Sequence[st
             sent += total * (count - 1)
         elif op == "reduce_scatter":
             sent += total * (count - 1) / count
+        elif op == "ring_shift":
+            sent += total
         elif op != "slice":
-            kept = (_own(shard, at, sizes, attrs, names) for at, shard in group.items())
+            kept = (part_for(shard, at, sizes, attrs, names) for at, shard in group.items())
             sent += total - float(sum(_travelling(op, k) for k in kept))
         if op == "all_to_all":
             even = even and next(iter(group.values())).shape[names.index(attrs["to"])] % count == 0
@@ -125,14 +127,14 @@ def _travelling(op: str, shard: np.ndarray) -> int:
     return filled
 
 
-def _own(
+def part_for(
     shard: np.ndarray, at: Position, sizes: Sequence[int], attrs: Mapping[str, Any], names: Sequence[str]
 ) -> np.ndarray:
     """What a rank of an all-to-all keeps to itself."""
     if isinstance(attrs["to"], str):
-        return _chunk(shard, names.index(attrs["to"]), at, sizes)
+        return chunk(shard, names.index(attrs["to"]), at, sizes)
     for size, coordinate, dim in zip(sizes, at, attrs["to"], strict=True):
-        shard = _chunk(shard, names.index(dim), (coordinate,), (size,))
+        shard = chunk(shard, names.index(dim), (coordinate,), (size,))
     return shard
 
 
@@ -151,26 +153,31 @@ def _combined(group: Group, attrs: Mapping[str, Any]) -> np.ndarray:
 
 def _reduce_scatter(group: Group, sizes: Sequence[int], attrs: Mapping[str, Any], names: Sequence[str]) -> Group:
     whole, dim = _combined(group, attrs), names.index(attrs["to"])
-    return {at: _chunk(whole, dim, at, sizes) for at in group}
+    return {at: chunk(whole, dim, at, sizes) for at in group}
 
 
 def _all_gather(group: Group, sizes: Sequence[int], attrs: Mapping[str, Any], names: Sequence[str]) -> Group:
-    return dict.fromkeys(group, _concatenate(group, sizes, [names.index(attrs["of"])] * len(sizes)))
+    return dict.fromkeys(group, concatenate(group, sizes, [names.index(attrs["of"])] * len(sizes)))
 
 
 def _all_to_all(group: Group, sizes: Sequence[int], attrs: Mapping[str, Any], names: Sequence[str]) -> Group:
     # Everyone cuts `to` alike, so cutting before putting together is the same as after.
-    whole, to = _concatenate(group, sizes, [names.index(d) for d in attrs["of"]]), names.index(attrs["to"])
-    return {at: _chunk(whole, to, at, sizes) for at in group}
+    whole, to = concatenate(group, sizes, [names.index(d) for d in attrs["of"]]), names.index(attrs["to"])
+    return {at: chunk(whole, to, at, sizes) for at in group}
 
 
 def _combine(group: Group, sizes: Sequence[int], attrs: Mapping[str, Any], names: Sequence[str]) -> Group:
-    whole = _concatenate(group, sizes, [names.index(attrs["of"])] * len(sizes))
-    return {at: _own(whole, at, sizes, attrs, names) for at in group}
+    whole = concatenate(group, sizes, [names.index(attrs["of"])] * len(sizes))
+    return {at: part_for(whole, at, sizes, attrs, names) for at in group}
 
 
 def _slice(group: Group, sizes: Sequence[int], attrs: Mapping[str, Any], names: Sequence[str]) -> Group:
-    return {at: _chunk(shard, names.index(attrs["to"]), at, sizes) for at, shard in group.items()}
+    return {at: chunk(shard, names.index(attrs["to"]), at, sizes) for at, shard in group.items()}
+
+
+def _ring_shift(group: Group, sizes: Sequence[int], attrs: Mapping[str, Any], names: Sequence[str]) -> Group:
+    ring = list(product(*(range(s) for s in sizes)))
+    return {at: group[ring[(place - attrs["hops"]) % len(ring)]] for place, at in enumerate(ring)}
 
 
 _Move = Callable[[Group, Sequence[int], Mapping[str, Any], Sequence[str]], Group]
@@ -183,16 +190,17 @@ _MOVES: Mapping[str, _Move] = {
     "dispatch": _all_to_all,
     "combine": _combine,
     "slice": _slice,
+    "ring_shift": _ring_shift,
 }
 
 
-def _chunk(shard: np.ndarray, dim: int, at: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
+def chunk(shard: np.ndarray, dim: int, at: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
     """The chunk of ``dim`` that belongs to the rank ``at`` of the group."""
     low, high = chunk_bounds(shard.shape[dim], zip(sizes, at, strict=True))
     return shard[(slice(None),) * dim + (slice(low, high),)]
 
 
-def _concatenate(pieces: Group, sizes: Sequence[int], dims: Sequence[int]) -> np.ndarray:
+def concatenate(pieces: Group, sizes: Sequence[int], dims: Sequence[int]) -> np.ndarray:
     """Pieces put together again, along ``dims[i]`` over the i-th axis of the group, innermost axis first."""
     current = dict(pieces)
     for depth in reversed(range(len(sizes))):

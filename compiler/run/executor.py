@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..ir.graph import Block, Graph, Node, Param
 from ..ir.ops import Shard, operator
-from ..ir.types import Number, TensorType
+from ..ir.types import PAST, Number, TensorType
 from ..ir.unrolled import Unrolled
 from ..spec.dtypes import dtype
 from .collectives import is_collective, run_collective, volume
@@ -22,9 +23,12 @@ from .dataflow import Dataflow
 from .kernels import pad_rows, starts_of
 from .positions import Positions, cache_axes
 from .records import Inputs, Moved, PhaseRun, Sampled
-from .shards import coordinates, local_slices
+from .shards import coordinates, held_by, local_slices
 from .store import ExecutionFault, Ref, Store
-from .weights import Checkpoint
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from .handover import Fetch
 
 Fleet = dict[int, Store]
 """Stores of all ranks, by device number."""
@@ -44,27 +48,41 @@ class Executor:
 
     Args:
         unrolled: The calls of the graph.
-        checkpoint: Weights; each rank loads its own shards before the first call.
+        checkpoint: Weights; each rank loads its own shards before the first call, and computes in their format.
         fleet: Stores by device; missing ones are made.
         inputs: What enters from outside.
+        only: (stage, rank) of the one rank that is played here, where the others run elsewhere.
     """
 
-    def __init__(self, unrolled: Unrolled, checkpoint: Checkpoint, fleet: Fleet, inputs: Inputs) -> None:
+    def __init__(
+        self,
+        unrolled: Unrolled,
+        checkpoint: Weights,
+        fleet: Fleet,
+        inputs: Inputs,
+        *,
+        only: tuple[int, int] | None = None,
+    ) -> None:
         self.unrolled = unrolled
         self.graph: Graph = unrolled.graph
         self.mesh = self.graph.mesh
         self.fleet = fleet
         self.inputs = inputs
         self.checkpoint = checkpoint
-        self.places = coordinates(self.mesh)
+        self.everyone = coordinates(self.mesh)
+        self.places = self.everyone if only is None else [self.everyone[only[1]]]
         self.positions = Positions(self.graph)
         self.run_result = PhaseRun()
         self.outbox: dict[tuple[int, int, int], np.ndarray] = {}
         """KV caches that ``kv_send`` gave away, by (device, layer, item)."""
+        self.fetches: Sequence[Fetch] = ()
+        """What the caches before the first step are made of, for an engine whose ranks have a process each."""
         self._frames: dict[tuple[int, int, int], _Frame] = {}
         self.flow = Dataflow(unrolled)
         self.stores = [
             [fleet.setdefault(d, Store(d)) for d in (self.device(stage, r) for r in range(len(self.places)))]
+            if only is None or stage == only[0]
+            else []
             for stage in range(len(self.graph.stages))
         ]
         self._load_weights()
@@ -73,7 +91,9 @@ class Executor:
 
     def device(self, stage: int, rank: int) -> int:
         """Device number of a rank of a stage."""
-        at = self.places[rank]
+        return self._device_at(stage, self.places[rank])
+
+    def _device_at(self, stage: int, at: Mapping[str, int]) -> int:
         return self.mesh.first_rank + stage * self.mesh.pp_stride + sum(a.stride * at[a.name] for a in self.mesh.axes)
 
     def _load_weights(self) -> None:
@@ -82,10 +102,9 @@ class Executor:
             if not weights:
                 continue
             for layer, stage in zip(block.layers or (-1,), self.graph.stages_of(block, node).tolist(), strict=True):
-                for rank, at in enumerate(self.places):
-                    held = self.stores[stage][rank].weights
+                for store, at in zip(self.stores[stage], self.places, strict=False):
                     for p in weights:
-                        held[layer, node.name, p.name] = self.checkpoint.shard(node, p, layer, at, self.mesh)
+                        store.weights[layer, node.name, p.name] = self.checkpoint.shard(node, p, layer, at, self.mesh)
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -129,11 +148,19 @@ class Executor:
                 f"{node.op} {node.name} gives {value.shape} for {ref} on rank {self.device(stage, rank)}, "
                 f"its type says {shape}"
             )
+        if value.dtype.kind == "f":
+            value = value.astype(self.checkpoint.dtype, copy=False)
         if node.op == "send":
-            last = len(self.graph.stages) - 1
-            self.stores[0 if stage == last else stage + 1][rank].deliver(ref, value)
+            self._deliver(stage, rank, ref, value)
         else:
             self.stores[stage][rank].put(ref, value, node.op)
+
+    def _deliver(self, stage: int, rank: int, ref: Ref, value: np.ndarray) -> None:
+        """A message of a rank goes to the same position of the next stage; the last stage's to the first."""
+        self.stores[(stage + 1) % len(self.stores)][rank].deliver(ref, value)
+
+    def _receive(self, store: Store, ref: Ref) -> np.ndarray:
+        return store.receive(ref)
 
     def _execute(
         self, call: int, block: Block, node: Node, refs: Sequence[Ref], layer: int, item: int, step: int, stage: int
@@ -141,7 +168,7 @@ class Executor:
         """Results of a node: per output, per rank."""
         stores = self.stores[stage]
         if node.op == "recv":
-            return [[store.receive(refs[0]) for store in stores]]
+            return [[self._receive(store, refs[0]) for store in stores]]
         if node.op == "kv_recv":
             return [[self._received(store, layer, item) for store in stores]]
         operands = [[self._operand(store, rank, ref, block, node) for rank, store in enumerate(stores)] for ref in refs]
@@ -181,8 +208,7 @@ class Executor:
         if arg.carry == "step" and self.inputs.previous is not None:
             return self.inputs.previous(ref.item)[where]
         if self.graph.phase == "prefill" and node.op == "kv_write":
-            names = arg.value.type.names
-            return np.zeros([0 if n == "context" else s.stop - s.start for n, s in zip(names, where, strict=True)])
+            return np.zeros([s.stop - s.start for s in where])
         raise ExecutionFault(f"{node.name} takes {ref}, which nothing gives")
 
     def _received(self, store: Store, layer: int, item: int) -> np.ndarray:
@@ -247,8 +273,19 @@ class Executor:
             types = [block.types[name] for name in node.inputs]
             shards = [Shard(node, starts_of(node, types, at, self.mesh, extents)) for at in self.places]
             shapes = [[self._shape(v.type, block, at, item, step, extents) for v in node.outputs] for at in self.places]
+            self._check_stream(block, node, shapes, extents)
             self._frames[key] = _Frame(extents, shards, shapes)
         return self._frames[key]
+
+    def _check_stream(
+        self, block: Block, node: Node, shapes: Sequence[Sequence[tuple[int, ...]]], extents: Mapping[str, Number]
+    ) -> None:
+        """What leaves a block must lie as the graph says that the stream does."""
+        for index in (i for i, v in enumerate(node.outputs) if v.name == block.result):
+            for at, shape in zip(self.places, shapes, strict=True):
+                stream = tuple(s.stop - s.start for s in local_slices(self.graph.stream, at, self.mesh, extents))
+                if shape[index] != stream:
+                    raise ExecutionFault(f"{block.name} leaves {shape[index]} where the stream is {stream}")
 
     def _shape(
         self, t: TensorType, block: Block, at: Mapping[str, int], item: int, step: int, extents: Mapping[str, Number]
@@ -258,7 +295,10 @@ class Executor:
         if t.has("context") and t.axes_of("context"):
             # each chunk is cut for itself
             axes = t.axes_of("context")
+            if t.dims[t.index("context")].size == PAST:
+                raise ExecutionFault(f"a context without the new tokens in {block.name}")
             if axes != cache_axes(block):
                 raise ExecutionFault(f"a context cut by {axes} of a cache cut by {cache_axes(block)} in {block.name}")
-            shape[t.index("context")] = len(self.positions.cached(axes, at, item, step))
+            held = held_by(axes, t.shift_of("context"), at, self.mesh)
+            shape[t.index("context")] = len(self.positions.cached(axes, held, item, step))
         return tuple(shape)

@@ -7,15 +7,15 @@ tokens of that window. What nobody gave stays NaN, so that whoever reads it spoi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.graph import Block, Graph
-from ..ir.mesh import Mesh
-from ..ir.types import TensorType, chunk_bounds
+from ..ir.ops import ATTENTION_OPS
+from ..ir.types import chunk_bounds
 from ..spec.dtypes import dtype
 from .executor import Executor
 from .positions import cache_axes
@@ -34,6 +34,7 @@ class Piece:
         sequences: Numbers of its sequences in the batch.
         positions: Positions of its rows.
         inner: What it holds of the other dimensions.
+        item: Pipeline item that made it.
         data: [sequences, positions, ...].
     """
 
@@ -41,7 +42,33 @@ class Piece:
     sequences: Ints
     positions: Ints
     inner: tuple[slice, ...]
+    item: int
     data: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """A part of a layer's cache that a rank takes from what prefill left.
+
+    Attributes:
+        source: Device that holds it.
+        device: Device that takes it, which may be the same.
+        layer: Layer.
+        given: Item of prefill in whose cache it lies.
+        item: Item of decode to whose cache it goes.
+        out_of: Where it lies in the one cache.
+        into: Where it goes to in the other.
+        fresh: Which of these elements are taken; others came from elsewhere.
+    """
+
+    source: int
+    device: int
+    layer: int
+    given: int
+    item: int
+    out_of: tuple[Ints, ...]
+    into: tuple[Ints, ...]
+    fresh: NDArray[np.bool_]
 
 
 @dataclass
@@ -51,10 +78,12 @@ class Handover:
     Attributes:
         caches: The caches.
         moved: Bytes that came from another device.
+        fetches: What was taken from where, unless the reference gave it.
     """
 
     caches: dict[tuple[int, int, int], np.ndarray]
     moved: float = 0.0
+    fetches: list[Fetch] = field(default_factory=list)
 
 
 # --- who decodes what -------------------------------------------------------------------------------------------------
@@ -128,7 +157,7 @@ def pieces_of_prefill(run: Executor, *, sent: bool) -> dict[int, list[Piece]]:
                         continue
                     batch, _, *inner = local_slices(kind, at, run.mesh, run.extents(number, 0))
                     rows = run.positions.cached(cache_axes(block), at, number, 0)
-                    piece = Piece(store.device, seats[number][batch], rows, tuple(inner), data)
+                    piece = Piece(store.device, seats[number][batch], rows, tuple(inner), number, data)
                     pieces.setdefault(layer, []).append(piece)
     return pieces
 
@@ -138,7 +167,7 @@ def pieces_of_reference(cache: dict[int, np.ndarray]) -> dict[int, list[Piece]]:
     return {
         layer: [
             Piece(None, np.arange(data.shape[0]), np.arange(data.shape[1]),
-                  tuple(slice(0, n) for n in data.shape[2:]), data)
+                  tuple(slice(0, n) for n in data.shape[2:]), 0, data)
         ]
         for layer, data in cache.items()
     }  # fmt: skip
@@ -170,22 +199,31 @@ def hand_over(
             for rank, at in enumerate(coordinates(mesh)):
                 device = devices[decode.stage_of_layer[layer]][rank]
                 where = local_slices(kind, at, mesh, extents)
-                cache, moved = _fill(kind, where, device, seats[number], tokens, pieces.get(layer, []), mesh)
+                cache, parts = _fill(where, device, seats[number], tokens, pieces.get(layer, []))
                 result.caches[device, layer, number] = cache
-                result.moved += moved
+                for piece, out_of, into, fresh in parts:
+                    if piece.device is None:
+                        continue
+                    result.fetches.append(Fetch(piece.device, device, layer, piece.item, number, out_of, into, fresh))
+                    if piece.device != device:
+                        result.moved += int(fresh.sum()) * dtype(kind.dtype).bytes
     return result
 
 
+_Part = tuple[Piece, tuple[Ints, ...], tuple[Ints, ...], NDArray[np.bool_]]
+"""A piece, where in it something lies, where that goes to, and which of it is wanted still."""
+
+
 def _fill(
-    kind: TensorType, where: tuple[slice, ...], device: int, seats: Ints, tokens: Ints, pieces: Iterable[Piece],
-    mesh: Mesh,
-) -> tuple[np.ndarray, float]:  # fmt: skip
-    """One rank's cache, and the bytes of it that came from elsewhere."""
+    where: tuple[slice, ...], device: int, seats: Ints, tokens: Ints, pieces: Iterable[Piece]
+) -> tuple[np.ndarray, list[_Part]]:
+    """One rank's cache, and of which pieces it was made: what of each went where."""
     cache = np.full([s.stop - s.start for s in where], np.nan)
     wanted = np.zeros(cache.shape, dtype=bool)
     wanted[:, tokens - where[1].start] = True
     missing = int(wanted.sum())
-    sequences, moved = seats[where[0]], 0
+    sequences = seats[where[0]]
+    parts: list[_Part] = []
     for piece in sorted(pieces, key=lambda p: p.device != device):
         if not missing:
             break
@@ -203,12 +241,12 @@ def _fill(
         fresh = wanted[into]
         cache[into] = np.where(fresh, piece.data[out_of], cache[into])
         wanted[into] = False
-        count = int(fresh.sum())
-        missing -= count
-        moved += count if piece.device not in (None, device) else 0
-    return cache, moved * dtype(kind.dtype).bytes
+        missing -= int(fresh.sum())
+        if fresh.any():
+            parts.append((piece, out_of, into, fresh))
+    return cache, parts
 
 
 def _window(block: Block) -> int:
-    sizes = [n.attrs["window"] for n in block.nodes if n.op == "attention" and n.attrs.get("window")]
+    sizes = [n.attrs["window"] for n in block.nodes if n.op in ATTENTION_OPS and n.attrs.get("window")]
     return sizes[0] if sizes else 1 << 40

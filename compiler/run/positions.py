@@ -18,6 +18,7 @@ from ..ir.graph import Block, Graph, Param
 from ..ir.mesh import Mesh
 from ..ir.token_order import token_positions
 from ..ir.types import Extent, chunk_bounds
+from .shards import held_by
 from .store import ExecutionFault
 
 Ints = NDArray[np.int64]
@@ -62,6 +63,7 @@ class Positions:
         """
         axes = cache_axes(block)
         (mine,) = param.type.placement.shards
+        at = held_by(mine, param.type.placement.shift_of(0), at, self.graph.mesh)
         if axes[: len(mine)] != mine:
             raise ExecutionFault(f"keys cut by {mine} of a cache cut by {axes} in {block.name}")
         gathered = axes[len(mine) :]

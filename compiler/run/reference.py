@@ -1,8 +1,9 @@
 """The undistributed model, written down straight from its definition, token by token where that is plainest.
 
 It shares nothing with the operators' kernels but the weights, so that an error in a kernel shows too. Formulas:
-Llama (RMSNorm, rotary in half style, SwiGLU), DeepSeek-V2/V3 (latent attention, sigmoid router with groups), Mixtral
-and Qwen3-MoE (softmax router), gpt-oss (sinks, windows, biases, clamped activation), as in ``transformers``.
+Llama (RMSNorm, rotary embedding with the stretched wavelengths of Llama 3.1 and YaRN, SwiGLU), DeepSeek-V2/V3 (latent
+attention, sigmoid router with groups), Mixtral and Qwen3-MoE (softmax router), gpt-oss (sinks, windows, biases, clamped
+activation), as in ``transformers``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..spec import ModelSpec
-from .weights import Checkpoint
+from ..spec import ModelSpec, YarnSpec
+from ._reference_rotary import turn
+from .weights import Weights
 
-_EPSILON = 1e-6
-_THETA = 10000.0
+_LATENT_EPSILON = 1e-6
+"""DeepSeek-V3's norms of the latents take no epsilon from the model."""
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Reference:
     """
 
     model: ModelSpec
-    weights: Checkpoint
+    weights: Weights
     cache: dict[int, np.ndarray] = field(default_factory=dict)
     router_margin: float = np.inf
 
@@ -45,16 +47,19 @@ class Reference:
         past = self.cache[0].shape[1] if self.cache else 0
         positions = past + np.arange(ids.shape[1])
         for layer in range(self.model.layers.count):
-            x = x + self._attention(layer, _norm(x, self._get(layer, "attn_norm")), positions)
+            x = x + self._attention(layer, self._norm(x, layer, "attn_norm"), positions)
             if self.model.is_moe_layer(layer):
-                x = x + self._moe(layer, _norm(x, self._get(layer, "moe_norm")))
+                x = x + self._moe(layer, self._norm(x, layer, "moe_norm"))
             else:
-                x = x + self._swiglu(layer, "ffn.w_", _norm(x, self._get(layer, "ffn_norm")))
-        logits: np.ndarray = _norm(x[:, -1], self._get(-1, "final_norm")) @ self._get(-1, "lm_head")
+                x = x + self._swiglu(layer, "ffn.w_", self._norm(x, layer, "ffn_norm"))
+        logits: np.ndarray = self._norm(x[:, -1], -1, "final_norm") @ self._get(-1, "lm_head")
         return logits
 
     def _get(self, layer: int, name: str) -> np.ndarray:
         return self.weights[layer, name]
+
+    def _norm(self, x: np.ndarray, layer: int, name: str) -> np.ndarray:
+        return _norm(x, self._get(layer, name), self.model.norm_eps)
 
     # --- attention ----------------------------------------------------------------------------------------------------
 
@@ -63,9 +68,9 @@ class Reference:
         query, keys, values = heads(layer, x, positions)
         a = self.model.attention
         window = self.model.window_of(layer) or np.inf
-        out = np.zeros(x.shape)
+        out, scale = np.zeros(x.shape), self._score_scale()
         for head in range(a.heads):
-            scores = query[head] @ keys[head].transpose(0, 2, 1) / np.sqrt(query[head].shape[-1])
+            scores = query[head] @ keys[head].transpose(0, 2, 1) * scale
             distance = positions[:, None] - np.arange(keys[head].shape[1])
             weights = np.exp(np.where((distance >= 0) & (distance < window), scores, -np.inf))
             total = weights.sum(axis=-1, keepdims=True)
@@ -74,12 +79,19 @@ class Reference:
             out = out + (weights / total) @ values[head] @ self._get(layer, "wo")[head]
         return out + self._get(layer, "o_bias") if a.bias == "all" else out
 
+    def _score_scale(self) -> float:
+        a, stretch = self.model.attention, self.model.rotary.scaling
+        scale = 1 / np.sqrt(a.head_dim)
+        if a.kind == "mla" and isinstance(stretch, YarnSpec):
+            scale *= (1 + 0.1 * (stretch.mscale_all_dim or 0.0) * np.log(stretch.factor)) ** 2
+        return float(scale)
+
     def _grouped(self, layer: int, x: np.ndarray, positions: np.ndarray) -> tuple[list[np.ndarray], ...]:
         a = self.model.attention
         q, k, v = (self._project(layer, x, name) for name in ("wq", "wk", "wv"))
         if a.qk_norm != "none":
             q, k = (self._head_norm(y, self._get(layer, f"{n}_norm")) for y, n in ((q, "q"), (k, "k")))
-        q, k = ([_turn(y, positions) for y in heads] for heads in (q, k))
+        q, k = ([self._turn(y, positions) for y in heads] for heads in (q, k))
         new = np.stack([np.concatenate(pair, axis=-1) for pair in zip(k, v, strict=True)], axis=2)
         cached = self._append(layer, new)
         group = a.heads // a.kv_heads
@@ -96,27 +108,34 @@ class Reference:
 
     def _head_norm(self, heads: list[np.ndarray], weight: np.ndarray) -> list[np.ndarray]:
         if self.model.attention.qk_norm == "head":
-            return [_norm(y, weight) for y in heads]
-        together = _norm(np.concatenate(heads, axis=-1), weight.ravel())
+            return [_norm(y, weight, self.model.norm_eps) for y in heads]
+        together = _norm(np.concatenate(heads, axis=-1), weight.ravel(), self.model.norm_eps)
         return np.split(together, len(heads), axis=-1)
 
     def _latent(self, layer: int, x: np.ndarray, positions: np.ndarray) -> tuple[list[np.ndarray], ...]:
         """MLA with keys and values expanded for every head (the form of the paper, nothing absorbed)."""
         a = self.model.attention
         assert a.kv_lora and a.nope_dim
-        low = _norm(x @ self._get(layer, "wq_a"), self._get(layer, "q_a_norm")) if a.q_lora else x
+        low = x
+        if a.q_lora:
+            low = _norm(x @ self._get(layer, "wq_a"), self._get(layer, "q_a_norm"), _LATENT_EPSILON)
         weight = self._get(layer, "wq_b" if a.q_lora else "wq")
         down = x @ self._get(layer, "wkv_a")
-        latent = _norm(down[..., : a.kv_lora], self._get(layer, "kv_a_norm"))
-        cached = self._append(layer, np.concatenate([latent, _turn(down[..., a.kv_lora :], positions)], axis=-1))
+        latent = _norm(down[..., : a.kv_lora], self._get(layer, "kv_a_norm"), _LATENT_EPSILON)
+        cached = self._append(layer, np.concatenate([latent, self._turn(down[..., a.kv_lora :], positions)], axis=-1))
         latent, rope = cached[..., : a.kv_lora], cached[..., a.kv_lora :]
         query, keys, values = [], [], []
         for head in range(a.heads):
             q = low @ weight[:, head]
-            query.append(np.concatenate([q[..., : a.nope_dim], _turn(q[..., a.nope_dim :], positions)], axis=-1))
+            query.append(np.concatenate([q[..., : a.nope_dim], self._turn(q[..., a.nope_dim :], positions)], axis=-1))
             keys.append(np.concatenate([latent @ self._get(layer, "uk")[head].T, rope], axis=-1))
             values.append(latent @ self._get(layer, "uv")[head].T)
         return query, keys, values
+
+    def _turn(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Rotary embedding: of the whole of what latent attention sets apart, of the first features of a head."""
+        width = x.shape[-1] if self.model.attention.kind == "mla" else self.model.rotary.dim or x.shape[-1]
+        return np.concatenate([turn(x[..., :width], positions, self.model.rotary), x[..., width:]], axis=-1)
 
     def _append(self, layer: int, new: np.ndarray) -> np.ndarray:
         self.cache[layer] = np.concatenate([self.cache[layer], new], axis=1) if layer in self.cache else new
@@ -182,8 +201,8 @@ class Reference:
         return order[:count]
 
 
-def _norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return np.asarray(x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + _EPSILON) * weight)
+def _norm(x: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
+    return np.asarray(x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + epsilon) * weight)
 
 
 def _silu(x: np.ndarray) -> np.ndarray:
@@ -192,11 +211,3 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 def _softmax(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(x) / np.exp(x).sum())
-
-
-def _turn(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Rotary embedding of [batch, seq, width]: the pairs (i, i + width / 2) as complex numbers."""
-    half = x.shape[-1] // 2
-    speed = _THETA ** (-np.arange(half) / half)
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * np.outer(positions, speed))
-    return np.concatenate([turned.real, turned.imag], axis=-1)

@@ -55,6 +55,7 @@ class PhaseReport:
             infinite where a rank sampled from something that is no number.
         tokens_equal: Whether every rank chose the reference's tokens.
         kernel_error: The same difference for the logical graph, run on one rank through the operators' kernels.
+        tolerance: Largest difference that is rounding.
         calls: Calls of the DAG executed.
         ops: Executions of a node on a rank.
         traffic: Communication by kind.
@@ -68,6 +69,7 @@ class PhaseReport:
     max_error: float
     tokens_equal: bool
     kernel_error: float
+    tolerance: float
     calls: int
     ops: int
     traffic: tuple[Traffic, ...]
@@ -77,7 +79,7 @@ class PhaseReport:
     @property
     def equal(self) -> bool:
         """Whether the DAG computes what the model computes."""
-        close = self.max_error <= TOLERANCE and self.kernel_error <= TOLERANCE
+        close = max(self.max_error, self.kernel_error) <= self.tolerance
         return close and self.tokens_equal and not self.fault
 
     @property
@@ -98,6 +100,9 @@ class Verification:
         top_margin: Smallest distance between the best and the second best logit of the reference.
         router_margin: Smallest distance between a chosen and a refused expert's score; infinite without experts.
         seconds: Wall-clock time.
+        engine: What ran the ranks: numpy in one process, or torch in one process per rank.
+        backend: What carried data from process to process, empty for numpy.
+        processes: Processes that the ranks were spread over.
     """
 
     name: str
@@ -107,6 +112,9 @@ class Verification:
     top_margin: float
     router_margin: float
     seconds: float
+    engine: str = "numpy"
+    backend: str = ""
+    processes: int = 1
 
     @property
     def equal(self) -> bool:
@@ -118,8 +126,10 @@ class Verification:
         return {
             "name": self.name,
             "equal": self.equal,
-            "tolerance": TOLERANCE,
-            "engine": "numpy",
+            "tolerance": max((p.tolerance for p in self.phases.values()), default=TOLERANCE),
+            "engine": self.engine,
+            "backend": self.backend or None,
+            "processes": self.processes,
             "seed": self.seed,
             "phases": {name: _phase_json(p) for name, p in self.phases.items()},
             "shrunk": [{"name": c.name, "before": c.before, "after": c.after} for c in self.shrunk],

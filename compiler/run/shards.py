@@ -5,18 +5,23 @@ The ranks of a stage are numbered row-major over the mesh's atomic axes, in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 
 import numpy as np
 
 from ..ir.mesh import Mesh
+from ..ir.ops.ring import merge_states
 from ..ir.types import Number, TensorType, chunk_bounds
 
 Shards = list[np.ndarray]
 """One array per rank of a stage."""
 
-COMBINE: Mapping[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "lse": np.logaddexp}
+COMBINE: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "sum": np.add,
+    "max": np.maximum,
+    "lse": merge_states,
+}
 """How two partial values become one, by reduction."""
 
 
@@ -32,12 +37,26 @@ def coordinates(mesh: Mesh) -> list[dict[str, int]]:
 
 def local_slices(t: TensorType, at: Mapping[str, int], mesh: Mesh, extents: Mapping[str, Number]) -> tuple[slice, ...]:
     """The part of each dimension that the rank with coordinates ``at`` holds: nested ceiling chunks."""
-    return tuple(
-        slice(*chunk_bounds(int(d.value(extents, mesh)), ((mesh.size((a,)), at[a]) for a in axes)))
-        if axes
-        else slice(0, int(d.value(extents, mesh)))
-        for d, axes in zip(t.dims, t.placement.shards, strict=True)
-    )
+    slices = []
+    for index, (dim, axes) in enumerate(zip(t.dims, t.placement.shards, strict=True)):
+        held = held_by(axes, t.placement.shift_of(index), at, mesh)
+        slices.append(slice(*chunk_bounds(int(dim.value(extents, mesh)), ((mesh.size((a,)), held[a]) for a in axes))))
+    return tuple(slices)
+
+
+def held_by(axes: Sequence[str], shift: int, at: Mapping[str, int], mesh: Mesh) -> Mapping[str, int]:
+    """Coordinates of the rank whose chunk the rank at ``at`` holds after ``shift`` hops round the ring of ``axes``."""
+    if not shift:
+        return at
+    sizes = [mesh.size((a,)) for a in axes]
+    place = 0
+    for axis, size in zip(axes, sizes, strict=True):
+        place = place * size + at[axis]
+    place = (place - shift) % mesh.size(axes)
+    held = dict(at)
+    for axis, size in reversed(list(zip(axes, sizes, strict=True))):
+        place, held[axis] = divmod(place, size)
+    return held
 
 
 def cut(
@@ -124,5 +143,11 @@ def _split(whole: np.ndarray, parts: int, reduction: str, rng: np.random.Generat
     if reduction == "max":
         holder = rng.integers(parts, size=whole.shape)
         return [np.where(holder == i, whole, whole - rng.exponential(size=whole.shape)) for i in range(parts)]
-    shares = rng.dirichlet(np.ones(parts), size=whole.shape)
-    return [whole + np.log(shares[..., i]) for i in range(parts)]
+    # attention states: random outputs whose weighted mean is the output, under denominators that add up to its own
+    shares = rng.dirichlet(np.ones(parts), size=whole.shape[:-1])[..., None, :]
+    noise = rng.standard_normal((parts, *whole[..., :-1].shape))
+    noise -= sum((shares[..., i] * noise[i] for i in range(parts)), np.zeros(1))
+    return [
+        np.concatenate([whole[..., :-1] + noise[i], whole[..., -1:] + np.log(shares[..., i])], axis=-1)
+        for i in range(parts)
+    ]

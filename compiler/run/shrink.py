@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from math import lcm
 from typing import Any
@@ -23,7 +23,7 @@ _SMALL = {"hidden": 64, "vocab": 512, "tokens": 1024, "layers": 8, "heads": 128,
 
 
 def shrink(
-    spec: Spec, stages: Mapping[Phase, Sequence[int]], max_ranks: int = MAX_RANKS
+    spec: Spec, stages: Mapping[Phase, Sequence[int]], max_ranks: int = MAX_RANKS, *, whole: bool = False
 ) -> tuple[Spec, tuple[Change, ...]]:
     """The spec with small dimensions, few layers, few sequences and few tokens; degrees are kept where they may be.
 
@@ -33,14 +33,15 @@ def shrink(
         spec: Legal spec.
         stages: Layers of each pipeline stage, by phase.
         max_ranks: Ranks of a phase up to which its degrees are kept.
+        whole: Whether to keep the model, the work and all degrees, and drop data parallelism only.
 
     Returns:
         The small spec and what was changed.
     """
     before = {s.phase: degrees_of(s, is_moe=spec.model.moe is not None) for s in spec.strategies}
-    after = shrink_degrees(before, spec.model, max_ranks)
+    after = {p: replace(d, dp=1) for p, d in before.items()} if whole else shrink_degrees(before, spec.model, max_ranks)
     work = _Work.of(spec, before, after)
-    if _is_small(spec) and all(_same_ranks(before[p], after[p]) for p in before):
+    if whole or (_is_small(spec) and all(_same_ranks(before[p], after[p]) for p in before)):
         model, layers = spec.model, {p: tuple(stages[p]) for p in before}
         strategies = tuple(
             _rewritten(s, after[s.phase], layers[s.phase], s.microbatches, s.chunk) for s in spec.strategies

@@ -47,14 +47,20 @@ class Store:
     _values: dict[Ref, np.ndarray] = field(default_factory=dict)
     _cache: dict[Ref, np.ndarray] = field(default_factory=dict)
     _mail: dict[Ref, np.ndarray] = field(default_factory=dict)
+    _written: set[tuple[str, int, int, int]] = field(default_factory=set)
 
     def put(self, ref: Ref, value: np.ndarray, op: str) -> None:
         """Keep a result; those of the KV operators that make a version go to the cache.
 
         Raises:
-            ExecutionFault: it is there already.
+            ExecutionFault: it is there already, or another write filled the same slots of the cache.
         """
         held = self._cache if op in ("kv_write", "kv_recv") else self._values
+        if op == "kv_write":
+            slots = (ref.block, ref.layer, ref.item, ref.step)
+            if slots in self._written:
+                raise ExecutionFault(f"rank {self.device} writes {ref} into slots of the KV cache that are taken")
+            self._written.add(slots)
         if ref in held:
             raise ExecutionFault(f"rank {self.device} computes {ref} twice")
         # Whoever wrote into an operand would change what other nodes see.
@@ -78,6 +84,11 @@ class Store:
     def cached(self, ref: Ref) -> np.ndarray | None:
         """A version in the cache, None where there is none."""
         return self._cache.get(ref)
+
+    @property
+    def versions(self) -> dict[Ref, np.ndarray]:
+        """All versions in the cache."""
+        return dict(self._cache)
 
     def deliver(self, ref: Ref, value: np.ndarray) -> None:
         """A message from another rank arrives."""

@@ -1,9 +1,10 @@
-"""Random weights of a model, and the shard of each that a rank loads."""
+"""Weights of a model, and the shard of each that a rank loads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -16,24 +17,22 @@ Key = tuple[int, str]
 """(layer, name of the weight); layer -1 for embedding, final norm and LM head."""
 
 
-class Checkpoint:
+class Weights:
     """All weights of a model, whole, as a checkpoint on disk would hold them: nothing of how they are cut.
-
-    Projections are scaled by fan-in, so that activations keep their size through any number of layers; norms, biases
-    and sinks are random too, since ones and zeros would hide that they are missing.
 
     Args:
         model: The model.
-        seed: Seed of the random numbers.
+        tensors: The weights, under the names and in the layouts of the operators (:func:`shapes_of` lists them).
     """
 
-    def __init__(self, model: ModelSpec, seed: int) -> None:
+    def __init__(self, model: ModelSpec, tensors: Mapping[Key, np.ndarray]) -> None:
         self.model = model
-        rng = np.random.default_rng(seed)
-        tensors = {(layer, name): _draw(rng, kind, shape) for layer, name, kind, shape in _inventory(model)}
-        if model.tied:
-            tensors[-1, "lm_head"] = tensors[-1, "embedding"].T
-        self.tensors: Mapping[Key, np.ndarray] = tensors
+        self.tensors = tensors
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Format of the weights, in which a model is then computed."""
+        return next(iter(self.tensors.values())).dtype
 
     def __getitem__(self, key: Key) -> np.ndarray:
         return self.tensors[key]
@@ -54,13 +53,41 @@ class Checkpoint:
         whole = self.tensors[key]
         if "slot" in param.type.names:
             # slot s holds expert s, and past the last expert a further copy of each in turn
-            slots = param.type.dims[param.type.index("slot")].size
-            whole = whole[np.arange(int(slots)) % len(whole)]  # type: ignore[arg-type]
+            slots = int(param.type.dims[param.type.index("slot")].size)  # type: ignore[arg-type]
+            if slots != len(whole):
+                whole = whole[np.arange(slots) % len(whole)]
         expected = tuple(int(d.value({}, mesh)) for d in param.type.dims)
         if whole.shape != expected:
             raise ShardFault(f"{name!r} of layer {layer} has shape {whole.shape}, {node.name} wants {expected}")
         mine = whole[local_slices(param.type, at, mesh, {})]
         return np.zeros_like(mine) if any(at[a] for a in param.type.placement.partial_axes) else mine
+
+
+class Checkpoint(Weights):
+    """Random weights.
+
+    Projections are scaled by fan-in, so that activations keep their size through any number of layers; norms, biases
+    and sinks are random too, since ones and zeros would hide that they are missing.
+
+    Args:
+        model: The model.
+        seed: Seed of the random numbers.
+    """
+
+    def __init__(self, model: ModelSpec, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        tensors = {(layer, name): _draw(rng, kind, shape) for layer, name, kind, shape in _inventory(model)}
+        if model.tied:
+            tensors[-1, "lm_head"] = tensors[-1, "embedding"].T
+        super().__init__(model, tensors)
+
+
+def shapes_of(model: ModelSpec) -> dict[Key, tuple[int, ...]]:
+    """Name and shape of every weight; a tied LM head is one of its own."""
+    shapes = {(layer, name): shape for layer, name, _, shape in _inventory(model)}
+    if model.tied:
+        shapes[-1, "lm_head"] = (model.hidden, model.vocab)
+    return shapes
 
 
 def weight_name(node: Node, param: Param) -> str:

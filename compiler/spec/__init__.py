@@ -4,7 +4,8 @@ from .cluster import AcceleratorSpec, ClusterSpec, LinkSpec
 from .dtypes import ACTIVATION_DTYPE, DTYPES, DType, dtype
 from .model import AttentionSpec, LayersSpec, ModelSpec, MoeSpec
 from .pack import Pack
-from .source import Assumption, LoadedSpec, SourceMap
+from .rotary import LinearSpec, Llama3Spec, RotarySpec, YarnSpec
+from .source import Assumption, LineUse, LoadedSpec, SourceMap
 from .spec import Spec
 from .strategy import ChainTerm, StrategySpec
 from .workload import Requirements, WorkloadSpec
@@ -19,15 +20,20 @@ __all__ = [
     "ClusterSpec",
     "DType",
     "LayersSpec",
+    "LineUse",
+    "LinearSpec",
     "LinkSpec",
+    "Llama3Spec",
     "LoadedSpec",
     "ModelSpec",
     "MoeSpec",
     "Pack",
     "Requirements",
+    "RotarySpec",
     "SourceMap",
     "Spec",
     "StrategySpec",
     "WorkloadSpec",
+    "YarnSpec",
     "dtype",
 ]

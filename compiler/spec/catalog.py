@@ -1,7 +1,8 @@
 """The catalogues of accelerators and models: data in TOML, typed on the way out.
 
-Accelerator figures are vendor peaks for dense operands. What a kernel reaches of them is a matter of efficiencies;
-where none was measured for a chip the assumptions in :data:`DEFAULTS` stand in, and whoever uses one must say so.
+Accelerator figures are vendor peaks for dense operands. What kernels reach of them is fitted on measurements and lies
+in calibration.toml (:mod:`.inheritance`); for what was never measured the assumptions in :data:`DEFAULTS` stand in,
+and whoever uses one must say so.
 """
 
 from __future__ import annotations
@@ -39,16 +40,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Defaults:
-    """Assumptions for what no datasheet says. A calibration on measured kernels replaces them."""
+    """Assumptions for what no datasheet says and nobody measured."""
 
-    compute_efficiency: float = 0.70
-    """Share of the dense peak that a large matrix multiplication reaches."""
-    bandwidth_efficiency: float = 0.80
-    """Share of the HBM bandwidth that a streaming kernel reaches."""
     network_efficiency: float = 0.80
-    """Share of a link's bandwidth that a large message reaches."""
-    launch_overhead_s: float = 2e-6
-    """Seconds per kernel, with launches replayed from a captured graph."""
+    """Share of a scale-out link's bandwidth that a large message reaches."""
     scale_up_latency_s: float = 2e-6
     scale_out_latency_s: float = 6e-6
     host_latency_s: float = 5e-6
@@ -83,7 +78,7 @@ class PeakFlops:
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One accelerator: datasheet figures, links and efficiencies."""
+    """One accelerator: datasheet figures and links. :func:`.inheritance.calibrated` has what kernels reach of them."""
 
     name: str
     vendor: str
@@ -103,10 +98,9 @@ class CatalogEntry:
     confidence: str
     sources: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    compute_efficiency: float = DEFAULTS.compute_efficiency
-    bandwidth_efficiency: float = DEFAULTS.bandwidth_efficiency
+    units: int | None = None
+    """Streaming multiprocessors or compute units, which tiles of a product are dealt to; None where sources differ."""
     network_efficiency: float = DEFAULTS.network_efficiency
-    launch_overhead_s: float = DEFAULTS.launch_overhead_s
 
     def peak_flops(self, dtype: str) -> PeakFlops:
         """Dense peak for operands stored as ``dtype``.

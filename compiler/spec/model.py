@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from ._base import SpecModel
+from .rotary import RotarySpec, YarnSpec
 
 DTypeName = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4", "nvfp4", "mxfp4"]
 
@@ -15,6 +16,9 @@ MAX_LAYERS = 10_000
 
 MAX_SIZE = 2**31 - 1
 """Largest extent of any one dimension."""
+
+NORM_EPSILON = 1e-6
+"""What a norm adds to the mean square where a model names nothing else; the norms of MLA's latents always add this."""
 
 
 class LayersSpec(SpecModel):
@@ -86,6 +90,9 @@ class ModelSpec(SpecModel):
     """Width of the dense FFN; needed where any layer is dense."""
     attention: AttentionSpec
     moe: MoeSpec | None = None
+    rotary: RotarySpec = RotarySpec()
+    norm_eps: float = Field(default=NORM_EPSILON, gt=0, le=1)
+    """What the norms add to the mean square (those of MLA's latents excepted, see ``NORM_EPSILON``)."""
     tied: bool = False
     max_context: int | None = Field(default=None, ge=1, le=MAX_SIZE)
     dtype: DTypeName = "bf16"
@@ -101,6 +108,21 @@ class ModelSpec(SpecModel):
         if self.layers.pattern and self.layers.pattern[layer % len(self.layers.pattern)] == "sliding":
             return self.layers.window
         return None if self.layers.pattern else self.attention.window
+
+    @property
+    def rotary_width(self) -> int:
+        """Features of a head that turn with the position."""
+        a = self.attention
+        return (a.rope_dim if a.kind == "mla" else self.rotary.dim) or a.head_dim
+
+    @property
+    def score_scale(self) -> float:
+        """Factor on the attention scores."""
+        scale: float = self.attention.head_dim**-0.5
+        scaling = self.rotary.scaling
+        if self.attention.kind == "mla" and isinstance(scaling, YarnSpec):
+            scale *= scaling.latent_score_factor
+        return scale
 
     @property
     def projection_dtype(self) -> str:

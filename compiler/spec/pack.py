@@ -28,7 +28,7 @@ FACTS = (
 )
 """Names that model, cluster and phase give. The first three are 1 or 0, ``domain`` counts GPUs of the fast link."""
 
-CONSTRAINT = "PD035"
+CONSTRAINT = "PD045"
 """Code of what a constraint finds."""
 
 
@@ -47,7 +47,7 @@ class Formula(Protocol):
         """Its value: a number or truth, or an array of them where a name it reads has one.
 
         Raises:
-            DiagnosticError: PD033, a division by zero.
+            DiagnosticError: PD043, a division by zero.
         """
 
 

@@ -86,10 +86,10 @@ def stated(pack: Pack | None) -> tuple[Assumption, ...]:
 def degrees_in(spec: Spec, strategy: StrategySpec) -> Degrees:
     """Degrees of a strategy under the law of the spec's pack. EP counts only where there are experts.
 
-    Where the law gives no whole positive number the built-in law's is taken, and rule PD036 tells of it.
+    Where the law gives no whole positive number the built-in law's is taken, and rule PD046 tells of it.
 
     Raises:
-        DiagnosticError: PD033, a formula divides by zero.
+        DiagnosticError: PD043, a formula divides by zero.
     """
     is_moe = spec.model.moe is not None
     chain = tuple(t for t in strategy.chain if t.name != "ep" or is_moe)
@@ -144,7 +144,7 @@ def broken(pack: Pack, values: Mapping[str, Any], judged: Collection[str] = ()) 
         judged: Names that were there when it was last asked.
 
     Raises:
-        DiagnosticError: PD033, a formula divides by zero.
+        DiagnosticError: PD043, a formula divides by zero.
     """
     found: dict[str, Bools] = {}
     shape = np.broadcast_shapes(*(np.shape(v) for v in values.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..diagnostics import Diagnostic, Span
 from .pack import Pack
@@ -22,6 +23,26 @@ class Assumption:
     name: str
     value: str
     why: str
+    sensitivity: str = ""
+    """How much results depend on it, where that can be said."""
+
+
+@dataclass(frozen=True)
+class LineUse:
+    """What became of one line of a condition file.
+
+    Attributes:
+        line: Number, from 1.
+        text: The line.
+        use: ``field`` (it set fields of the spec), ``unused``, ``contradiction`` (another line says otherwise and was
+            believed) or ``layout`` (headings, rules, blank lines).
+        detail: The fields with their values, why it is unused, or what it contradicts.
+    """
+
+    line: int
+    text: str
+    use: Literal["field", "unused", "contradiction", "layout"]
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,8 @@ class LoadedSpec:
     diagnostics: tuple[Diagnostic, ...] = ()
     texts: dict[str, str] = field(default_factory=dict)
     """File names to their text, for carets."""
+    lines: tuple[LineUse, ...] = ()
+    """Of a condition file: what became of each line."""
 
     @property
     def pack(self) -> Pack | None:

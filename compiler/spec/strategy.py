@@ -49,3 +49,9 @@ class StrategySpec(SpecModel):
         """Degree of the dimension, 1 where it is absent or has no ranks of its own."""
         term = self.term(name)
         return term.degree if term is not None and term.degree is not None else 1
+
+    @property
+    def sp_kind(self) -> str:
+        """Kind of the SP with ranks of its own: allgather (the default), ring or ulysses; empty where there is none."""
+        term = self.term("sp")
+        return (term.kind or "allgather") if term is not None and (term.degree or 1) > 1 else ""

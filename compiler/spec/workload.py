@@ -18,7 +18,9 @@ class Requirements(SpecModel):
     tpot: float | None = Field(default=None, gt=0)
     """Seconds, at most."""
     throughput: float | None = Field(default=None, gt=0)
-    """Tokens per second over all replicas, at least."""
+    """Generated tokens per second over all replicas, at least."""
+    throughput_per_gpu: float | None = Field(default=None, gt=0)
+    """Generated tokens per second and GPU, at least."""
 
 
 class WorkloadSpec(SpecModel):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...compiler.cost import Hardware, NodeCost
 from ...compiler.cost.network import ranks_in_domain
-from ...compiler.ir.graph import Graph, Node
+from ...compiler.cost.nodes import node_crosses
+from ...compiler.ir.graph import Block, Graph, Node
 from ...compiler.ir.ops import CostClass, operator
+from ...compiler.ir.types import Number
 from .transfer import SendCost
 from .unroll import node_mask
+
+LINKS = ("none", "scale_up", "scale_out", "both")
+"""What bytes go over; hierarchical collectives and exchanges may use both."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,27 @@ def bytes_by_kind(traffic: tuple[Traffic, ...]) -> dict[str, float]:
     for row in traffic:
         totals[row.op] = totals.get(row.op, 0.0) + row.bytes
     return totals
+
+
+def node_links(graph: Graph, block: Block, node: Node, hardware: Hardware, traffic: Sequence[Traffic]) -> Number:
+    """Links that a node's bytes go over, as indices into :data:`LINKS`; one, or by (1, 1, repetition).
+
+    Args:
+        graph: A lowered graph.
+        block: The node's block.
+        node: Any node.
+        hardware: The links.
+        traffic: Traffic of the graph, which knows the links of planned KV transfers.
+    """
+    if operator(node).cost_class is not CostClass.NETWORK or node.op in ("recv", "kv_recv"):
+        return LINKS.index("none")
+    if node.op == "kv_send":
+        links = {row.link for row in traffic if row.op == operator(node).public}
+        return LINKS.index(links.pop() if len(links) == 1 else "both")
+    if "axes" not in node.attrs:
+        crosses = np.asarray(node_crosses(graph, block, node, hardware), dtype=bool).reshape(1, 1, -1)
+        return np.where(crosses, LINKS.index("scale_out"), LINKS.index("scale_up"))
+    return LINKS.index(_link(graph, node, hardware) if graph.mesh.size(node.attrs["axes"]) > 1 else "none")
 
 
 def _axes(graph: Graph, node: Node) -> str:

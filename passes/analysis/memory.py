@@ -10,7 +10,7 @@ import numpy as np
 
 from ...compiler.ir.graph import Block, Graph, Node
 from ...compiler.ir.mesh import Mesh
-from ...compiler.ir.ops import CostClass, Resharding, operator
+from ...compiler.ir.ops import ATTENTION_OPS, CostClass, Resharding, operator
 from ...compiler.ir.types import Number, TensorType
 
 _CACHE_OPS = ("kv_write", "kv_read", "kv_recv")
@@ -85,8 +85,11 @@ def weight_bytes(graph: Graph) -> list[float]:
 
 
 def tied_away(node: Node, stages: int) -> bool:
-    """Whether the node has no weights of its own: a tied LM head on the embedding's stage shares its table."""
-    return bool(node.attrs.get("tied")) and stages == 1
+    """Whether the node has no weights of its own.
+
+    A tied LM head on the embedding's stage shares its table; hops of a ring share those of another node.
+    """
+    return "weights_of" in node.attrs or (bool(node.attrs.get("tied")) and stages == 1)
 
 
 def param_bytes(graph: Graph, node: Node) -> Number:
@@ -104,7 +107,7 @@ def cache_bytes(graph: Graph, block: Block, batch: Number, context: int) -> Numb
         batch: Sequences of the micro-batch over all attention-DP groups; a number or an array.
         context: Tokens per sequence that the cache must hold.
     """
-    window = next((n.attrs.get("window") for n in block.nodes if n.op == "attention"), None)
+    window = next((n.attrs.get("window") for n in block.nodes if n.op in ATTENTION_OPS), None)
     length = min(context, window) if window else context
     kind = next(n for n in block.nodes if n.op == "kv_write").outputs[0].type
     return kind.local_bytes({"batch": batch, "new": length, "context": length}, graph.mesh)

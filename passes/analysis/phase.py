@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
 
 from ...compiler.cost import Hardware, NodeCost, node_costs
 from ...compiler.ir.flat import FlatGraph
@@ -15,6 +17,7 @@ from .memory import MemoryReport, analyse_memory
 from .stage_times import prefill_seconds, step_interval
 from .transfer import TransferPlan, send_costs
 from .unroll import unroll
+from .utilization import Utilization, analyse_utilization
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,11 @@ class PhaseAnalysis:
         critical: Critical path of the flat graph.
         memory: Memory per stage.
         traffic: Communication.
-        latency: TTFT (prefill) or TPOT (decode), seconds.
+        latency: TTFT (prefill) or TPOT (decode), seconds; nothing queues.
+        queue: Prefill under a rate of arrivals: mean seconds that a request waits, infinite where more arrive than are
+            served. None without a rate.
+        steady: Decode: seconds per token of the steady continuous batch, prompts of others included. None where
+            prefill is not known.
     """
 
     graph: Graph
@@ -40,6 +47,19 @@ class PhaseAnalysis:
     memory: MemoryReport
     traffic: tuple[Traffic, ...]
     latency: float
+    queue: float | None = None
+    steady: float | None = None
+
+    @property
+    def loaded_latency(self) -> float:
+        """The latency with what a request waits for its turn; without it where the queue grows without end."""
+        waits = self.queue is not None and isfinite(self.queue)
+        return self.latency + (self.queue or 0.0 if waits else 0.0)
+
+    @cached_property
+    def utilization(self) -> Utilization:
+        """How much of the machine the phase uses, and what its ranks do meanwhile."""
+        return analyse_utilization(self)
 
     @property
     def tokens_per_s(self) -> float:

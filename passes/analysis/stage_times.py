@@ -51,13 +51,19 @@ def step_interval(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> fl
     With micro-batches of unequal size the slowest server's round is the sum over them, and the longest trip is the
     fullest micro-batch's; the token return counts in every step.
     """
-    times = server_times(graph, costs)[0]
-    if len(graph.stages) > 1 and graph.steps == 1:
-        times = times.copy()
-        times[:, -1] = _return_seconds(graph, costs)
+    times = step_servers(graph, costs)
     if len({(i.batch, i.new, i.past) for i in graph.items}) == 1:
         return float(decode_interval(times[0], len(graph.items)))
     return float(max(times.sum(axis=1).max(), times.sum(axis=0).max()))
+
+
+def step_servers(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:
+    """[items, servers] seconds of the first step in a steady stream of steps, whose token return always counts."""
+    times: Floats = server_times(graph, costs)[0]
+    if graph.phase == "decode" and len(graph.stages) > 1 and graph.steps == 1:
+        times = times.copy()
+        times[:, -1] = _return_seconds(graph, costs)
+    return times
 
 
 def _return_seconds(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...compiler.cost import Hardware, NodeCost
 from ...compiler.ir.graph import Block, Graph, Node, Phase
+from ...compiler.ir.ops import ATTENTION_OPS
 from ...compiler.ir.overlap import CacheLayout, MicroBatch, Overlap, overlap
 from ...compiler.ir.types import TensorType
 from ...compiler.spec.dtypes import dtype
@@ -29,12 +30,14 @@ class Exchange:
         total: Bytes that all ranks of replica 0 send.
         seconds: Until the busiest rank, sender or receiver, is through; 0 where nothing moves.
         latency: The part of ``seconds`` that is hop latency and launch.
+        ideal: Seconds that its bytes take at the links' datasheet bandwidth.
     """
 
     bytes: Floats
     total: Floats
     seconds: Floats
     latency: Floats
+    ideal: Floats
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Route:
             total=_sums(flow.source_microbatches, np.where(own, sizes, 0.0), count),
             seconds=busy + latency,
             latency=latency,
+            ideal=(np.maximum(sent, received) / np.array([[link.peak] for link in links])).max(axis=0),
         )
 
 
@@ -197,7 +201,7 @@ def _ends(graph: Graph, op: str) -> dict[int, tuple[TensorType, int | None]]:
         node = next((n for n in block.nodes if n.op == op), None)
         if node is not None:
             kind = block.types[node.inputs[0]] if node.inputs else node.outputs[0].type
-            window = next((n.attrs.get("window") for n in block.nodes if n.op == "attention"), None)
+            window = next((n.attrs.get("window") for n in block.nodes if n.op in ATTENTION_OPS), None)
             ends.update(dict.fromkeys(block.layers, (kind, window)))
     return ends
 
@@ -224,13 +228,14 @@ def send_costs(plan: TransferPlan, graph: Graph, hardware: Hardware) -> dict[tup
     result: dict[tuple[str, str], SendCost] = {}
     for block, node in _planned(plan, graph):
         each = [exchanges[id(plan.of_layer[layer])] for layer in block.layers]
-        sent, total, seconds, latency = (
+        sent, total, seconds, latency, ideal = (
             np.stack([getattr(e, name)[microbatches] for e in each], axis=-1)[None]
-            for name in ("bytes", "total", "seconds", "latency")
+            for name in ("bytes", "total", "seconds", "latency", "ideal")
         )
+        efficiency = np.divide(ideal, seconds, out=np.zeros_like(ideal), where=seconds > 0)
         bound = np.where(seconds == 0, 0, np.where(seconds - latency >= latency, 3, 4))
         link = _link([plan.of_layer[layer] for layer in block.layers], hardware.domain)
-        result[block.name, node.name] = SendCost(NodeCost(0, 0, sent, seconds, bound), total, link)
+        result[block.name, node.name] = SendCost(NodeCost(0, 0, sent, seconds, bound, efficiency), total, link)
     return result
 
 

@@ -105,17 +105,22 @@ class _Unroller:
             source = self.grids[grid.block.name, producer.name]
             self._edges(source.calls, grid.calls, _edge_kind(source.node, grid.node, name))
             return
-        arg = next(a for a in grid.block.args if a.value.name == name)
+        arg = next((a for a in grid.block.args if a.value.name == name), None)
+        if arg is None:
+            raise LookupError(f"nothing in {grid.block.name} gives %{name}, which {grid.node.name} takes")
         kind = "state" if grid.node.op == "kv_write" else "data"
         if arg.carry == "layer":
             self._edges(self._stream_into(grid.block), grid.calls, _edge_kind(None, grid.node, name))
         elif arg.carry == "version":
             self._edges(self._version(grid.block, arg), grid.calls, kind)
         else:
-            before = next(g for (b, _), g in self.grids.items() if self._gives(b, g, arg.source))
+            before = next((g for g in self.grids.values() if self._gives(g, arg.source)), None)
+            if before is None:
+                raise LookupError(f"no step gives %{arg.source}, which {grid.node.name} takes from the step before")
             self._edges(_shift_step(before.calls), grid.calls, "pipeline" if grid.node.op == "recv" else "data")
 
-    def _gives(self, block: str, grid: _Grid, value: str) -> bool:
+    @staticmethod
+    def _gives(grid: _Grid, value: str) -> bool:
         return grid.block.role == "epilogue" and any(v.name == value for v in grid.node.outputs)
 
     def _stream_into(self, block: Block) -> Ints:
@@ -203,8 +208,8 @@ def node_mask(graph: Graph, node: Node) -> NDArray[np.bool_]:
     """[steps, items]: where the node exists."""
     steps = np.arange(graph.steps)[:, None]
     on_step = {"all": steps >= 0, "first": steps == 0, "later": steps > 0, "early": steps < graph.steps - 1}[node.steps]
-    first = np.array([i.first for i in graph.items])
-    last = np.array([i.last for i in graph.items])
+    first = np.array([i.first for i in graph.items], dtype=np.bool_)
+    last = np.array([i.last for i in graph.items], dtype=np.bool_)
     on_item = {"all": first | True, "first": first, "last": last, "early": ~last}[node.items]
     mask: NDArray[np.bool_] = on_step & on_item[None, :]
     return mask
@@ -225,7 +230,7 @@ def _edge_kind(source: Node | None, target: Node, value: str) -> str:
         return "state"
     if source is not None and source.op == "router":
         return "route"
-    if target.op == "all_gather" and source is not None and source.op == "kv_read":
+    if target.op in ("all_gather", "ring_shift") and source is not None and source.op in ("kv_read", "ring_shift"):
         return "sync"
     return "sync" if target.op in ("prefill_end", "decode_end", "chunk_end") else "data"
 

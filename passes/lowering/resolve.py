@@ -89,12 +89,29 @@ class _BlockResolver:
         key = (name, want, consumer.items, consumer.steps)
         if key not in self.resharded:
             base = fresh_name(name, (self._base(v) for n in self.nodes if n.origin for v in n.outputs))
-            nodes = reshard_nodes(base, Value(name, have), want, self.graph.mesh, self.origin, consumer)
+            start = self._nearest(name, want, consumer)
+            nodes = reshard_nodes(base, start, want, self.graph.mesh, self.origin, consumer)
             nodes = [replace(n, origin=self.origins.get(_identity(n)) or n.origin) for n in nodes]
             self.nodes.extend(nodes)
             self.types.update((v.name, v.type) for n in nodes for v in n.outputs)
             self.resharded[key] = nodes[-1].outputs[0].name
         return self.resharded[key]
+
+    def _nearest(self, name: str, want: Placement, consumer: Node) -> Value:
+        """The value itself; of chunks that travel round a ring, the version that has come nearest to its place.
+
+        So every hop goes to the next rank, and no chunk is sent twice by the rank that has it first.
+        """
+        hops = sum(want.shift)
+        made = {
+            sum(other.shift): result
+            for (value, other, items, steps), result in self.resharded.items()
+            if (value, items, steps) == (name, consumer.items, consumer.steps)
+            and (other.shards, other.partial) == (want.shards, want.partial)
+        }
+        best = max((s for s in made if s < hops), default=None)
+        found = name if best is None else made[best]
+        return Value(found, self.types[found])
 
     @staticmethod
     def _base(value: Value) -> str:

@@ -9,6 +9,7 @@ from ...compiler.ir.graph import Graph, Node
 from ...compiler.ir.mesh import Mesh
 from .ep import cut_params
 from .resolve import resolve
+from .sp import exchange_heads
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,13 @@ class LowerTp:
         return resolve(self.place(graph), self.name)
 
     def place(self, graph: Graph) -> Graph:
-        """The facts alone: how weights are cut."""
-        return replace(graph, level="tp").map_nodes(lambda n: _cut(n, graph.mesh))
+        """The facts alone: how weights are cut, and which heads each rank attends with."""
+        mesh = graph.mesh
+        lowered = replace(graph, level="tp").map_nodes(lambda n: _cut(n, mesh))
+        if mesh.view("sp") and graph.meta.get("sp_kind") == "ulysses":
+            heads = (*mesh.view("tp"), *mesh.view("sp"))
+            lowered = lowered.map_blocks(lambda b: exchange_heads(b, mesh, heads))
+        return lowered
 
 
 def _cut(node: Node, mesh: Mesh) -> Node:

@@ -115,18 +115,8 @@ def unknown_option(case: Case) -> Iterator[Finding]:
             yield Finding(f"`{term.name}` has no kinds", at, "`kind` on `sp` only", f"remove `kind {term.kind}`")
         elif term.kind not in {None, "allgather", "ring", "ulysses"} and not megatron:
             fix = "write `sp tp` for the kind without own ranks" if term.kind == "tp" else "write `kind allgather`"
-            yield Finding(f"unknown kind `{term.kind}` of sequence parallelism", at, "`allgather`", fix)
-
-
-def unsupported_kind(case: Case) -> Iterator[Finding]:
-    """Ring and Ulysses SP are known to the language, not yet to the compiler."""
-    for index, term in enumerate(case.strategy.chain):
-        if term.name == "sp" and term.kind in {"ring", "ulysses"} and case.phase == "prefill":
             yield Finding(
-                f"sequence parallelism of kind `{term.kind}` is not supported yet",
-                _at(index, term),
-                "`allgather`, or the Megatron kind `sp tp`",
-                f"write `sp {term.degree} kind allgather`",
+                f"unknown kind `{term.kind}` of sequence parallelism", at, "`allgather`, `ring` or `ulysses`", fix
             )
 
 

@@ -121,11 +121,15 @@ def _node(mesh: Mesh, was: Node, now: Node, carriers: dict[str, dict[str, str]])
     moved = [(i, j) for i, j in zip(old, new, strict=False) if i != j and i.rsplit(".", 1)[0] != j]
     if moved:
         yield _OPERANDS, f"takes {', '.join(i for i, _ in moved)}", f"takes {', '.join(j for _, j in moved)}"
-    for wanted, first, second in (
+    renumbered = sorted(k for k in ("hop", "ring") if was.attrs.get(k) != now.attrs.get(k))
+    if renumbered:
+        first, second = (", ".join(f"{k} {n.attrs.get(k)}" for k in renumbered) for n in (was, now))
+        yield ("PD448", "PD405", "PD403"), first, second
+    for wanted, lost, found in (
         (("PD421", "PD403"), was.params, now.params),
         (("PD403", "PD430", "PD404", "PD410"), was.outputs, now.outputs),
     ):
-        a, b = _different(first, second)
+        a, b = _different(lost, found)
         if a or b:
             yield wanted, _shape(a, mesh), _shape(b, mesh)
     if was.constraints != now.constraints:

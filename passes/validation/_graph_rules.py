@@ -12,6 +12,7 @@ from ...compiler.ir.graph import LEVELS, Block, Graph, Node
 from ...compiler.ir.types import Extent
 from . import _placements as placed
 from . import _protocols as protocols
+from . import _ring as ring
 from . import _structure as structure
 from ._report import GraphCheck, axes_text, finding
 
@@ -187,5 +188,6 @@ GRAPH_RULES: dict[str, GraphCheck] = {
     "PD440": expert_place,
     "PD441": routing,
     "PD442": expert_slots,
+    "PD448": ring.rings_whole,
 }
 """Rules on one graph by code; PD414 (other than the logical graph) needs two and is told by ``differences``."""

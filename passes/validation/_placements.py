@@ -144,7 +144,7 @@ def _check_result(graph: Graph, block: Block) -> Iterator[Diagnostic]:
 def mismatch(graph: Graph, block: Block, value: str, want: Placement, consumer: Node | None) -> Diagnostic:
     """The diagnostic on an operand (or, without consumer, the block's result) that does not lie as wanted."""
     mesh = graph.mesh
-    chain = resharding_chain(block, value)
+    chain = _since_last_hop(block, resharding_chain(block, value), consumer)
     root = chain[0].inputs[0] if chain else value
     kind = block.types.get(root, block.types[value])
     user = f"`{consumer.name}`" if consumer is not None else "the end of the block"
@@ -185,6 +185,16 @@ def resharding_chain(block: Block, value: str) -> list[Node]:
     return chain[::-1]
 
 
+def _since_last_hop(block: Block, chain: list[Node], consumer: Node | None) -> list[Node]:
+    """The part of a chain behind the last block of a ring that others work on: that block is there anyway."""
+    for place in range(len(chain), 0, -1):
+        maker = chain[place - 1]
+        others = [n for n in _users(block, maker) if n is not consumer and not is_resharding(n)]
+        if maker.op == "ring_shift" and others:
+            return chain[place:]
+    return chain
+
+
 def redundant(graph: Graph) -> Iterator[Diagnostic]:
     """No collective is done twice on one value, and no chain of them takes a detour."""
     for block in graph.blocks:
@@ -204,6 +214,7 @@ def redundant(graph: Graph) -> Iterator[Diagnostic]:
 
 def _detour(graph: Graph, block: Block, node: Node) -> Iterator[Diagnostic]:
     chain = resharding_chain(block, node.outputs[0].name) if node.outputs else []
+    chain = [*_since_last_hop(block, chain[:-1], None), *chain[-1:]]
     types = block.types
     if len(chain) < 2 or any(consumer in chain or is_resharding(consumer) for consumer in _users(block, node)):
         return
@@ -269,7 +280,9 @@ def describe(kind: TensorType, mesh: Mesh) -> str:
     def axes(names: Sequence[str]) -> str:
         return mesh.describe(names) if set(names) <= known else "+".join(names)
 
-    dims = [f"{d.name}/{axes(a)}" if a else d.name for d, a in zip(kind.dims, kind.placement.shards, strict=True)]
+    shifts = kind.placement.shift or (0,) * len(kind.dims)
+    cuts = zip(kind.dims, kind.placement.shards, shifts, strict=True)
+    dims = [(f"{d.name}/{axes(a)}" if a else d.name) + (f" shifted by {s}" if s else "") for d, a, s in cuts]
     partial = f" partial over {axes([a for a, _ in kind.placement.partial])}" if kind.placement.partial else ""
     return f"[{', '.join(dims)}]{partial}"
 

@@ -10,6 +10,7 @@ from graphlib import TopologicalSorter
 from ...compiler.ir.graph import Block, Graph, Node
 from ...compiler.ir.ops import OPERATORS, Resharding, is_phase_node
 from ._report import is_resharding
+from ._unring import unringed
 
 _TRANSPORT = frozenset({"send", "recv"})
 _COLLECTIVES = frozenset(name for name, rule in OPERATORS.items() if isinstance(rule, Resharding))
@@ -41,7 +42,7 @@ def rewired(graph: Graph, logical: Graph | None = None) -> Graph:
         if block.role == "epilogue":
             returned |= alias
         like = known.get(block.name)
-        bare = _with_phase_nodes(bare, like)
+        bare = _with_phase_nodes(unringed(bare, like), like)
         blocks.append(_used(_ordered(_cached(bare), [n.name for n in like.nodes] if like else [])))
     last = {v for b in blocks if b.role == "epilogue" for v in b.types}
 

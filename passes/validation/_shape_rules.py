@@ -39,6 +39,41 @@ def _aligned(kv_heads: int, tp: int) -> bool:
     return kv_heads % tp == 0 or tp % kv_heads == 0
 
 
+MAX_RING = 128
+"""Ranks of a ring: every layer has nodes for each hop."""
+
+
+def ring_too_long(case: Case) -> Iterator[Finding]:
+    """The hops of a ring are bounded."""
+    sp = case.degrees.sp
+    if case.strategy.sp_kind == "ring" and sp > MAX_RING:
+        fix = f"use `sp {MAX_RING} kind ring`, or `sp {sp} kind allgather`"
+        yield Finding(f"a ring of {sp:,} ranks has {sp - 1:,} hops in each layer", ("sp",), f"at most {MAX_RING}", fix)
+
+
+def ulysses_heads_not_divisible(case: Case) -> Iterator[Finding]:
+    """Ulysses SP shares out the heads that TP leaves to a rank: query heads evenly, KV heads evenly or replicated."""
+    a, d = case.model.attention, case.degrees
+    if case.strategy.sp_kind != "ulysses" or ulysses_fits(case, d.sp):
+        return
+    left, of = a.heads // d.tp, f" that `tp {d.tp}` leaves to a rank" if d.tp > 1 else ""
+    what = f"{left} attention heads" if left % d.sp else f"{a.kv_heads // d.tp} KV heads"
+    fix = choices("sp", near(d.sp, lambda v: ulysses_fits(case, v)))
+    yield Finding(
+        f"the {what}{of} do not divide by `sp {d.sp} kind ulysses`",
+        ("sp",),
+        f"a divisor of {left}" if left % d.sp else f"a divisor or a multiple of {a.kv_heads // d.tp}",
+        f"use {fix}, or `sp {d.sp} kind allgather`" if fix else f"write `sp {d.sp} kind allgather`",
+    )
+
+
+def ulysses_fits(case: Case, sp: int) -> bool:
+    """Whether so many ranks can share out the heads that TP leaves to a rank."""
+    a, tp = case.model.attention, case.degrees.tp
+    left = a.kv_heads // tp
+    return (a.heads // tp) % sp == 0 and (a.kind == "mla" or left == 0 or _aligned(left, sp))
+
+
 def ffn_not_divisible(case: Case) -> Iterator[Finding]:
     """A rank has an equal part of every FFN: dense, expert and shared."""
     for what, width, axis, degree in _widths(case):
@@ -132,6 +167,8 @@ def _path(case: Case, axis: str) -> tuple[str, ...]:
 SHAPE_RULES = (
     Rule("PD211", heads_not_divisible),
     Rule("PD212", kv_heads_not_aligned, unless=frozenset({"PD211"})),
+    Rule("PD224", ring_too_long),
+    Rule("PD224", ulysses_heads_not_divisible, unless=frozenset({"PD211", "PD212"})),
     Rule("PD213", ffn_not_divisible),
     Rule("PD214", quantization_block_cut),
     Rule("PD215", experts_not_divisible),

@@ -22,6 +22,9 @@ _LEVEL_OF_OP = {
     "all_gather": "sp",
     "reduce_scatter": "sp",
     "all_to_all": "sp",
+    "ring_shift": "sp",
+    "attention_partial": "sp",
+    "attention_merge": "sp",
     "slice": "sp",
     "dispatch": "ep",
     "combine": "ep",
@@ -170,6 +173,7 @@ def weight_cuts(graph: Graph) -> Iterator[Diagnostic]:
             for dim, axes in zip(param.type.names, param.type.placement.shards, strict=True):
                 level, view = _CUTS.get(dim, ("", ""))
                 want = graph.mesh.view(view) if level and reached >= LEVELS.index(level) else ()
+                want = node.constraints.get(dim, want)
                 if axes != want:
                     yield finding(
                         "PD421",

@@ -2,7 +2,8 @@
 
 Placements prove that values lie where operators want them; they cannot see that the right values are wired together.
 Erasure takes out resharding nodes, sends, receives and stage boundaries, forgets placements and groups, expands fused
-operators by their declared decomposition, and compares what remains node by node.
+operators by their declared decomposition, folds every whole ring of partial attentions into the attention that it
+computes, and compares what remains node by node.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ...compiler.diagnostics import Diagnostic
 from ...compiler.ir.graph import Arg, Block, Graph, Node, Param, Value
-from ...compiler.ir.ops import GROUP, OPERATORS, operator
+from ...compiler.ir.ops import GROUP, OPERATORS, fold_rings, operator
 from ...compiler.ir.types import Dim, Extent, TensorType, replicated
 from ._report import finding, is_resharding, listed
 
@@ -50,6 +51,7 @@ def _erase_block(block: Block, alias: dict[str, str], returned: dict[str, str]) 
             continue
         parts = operator(node).decompose(node) if node.op in OPERATORS else (node,)
         nodes += [_erase_node(part, alias) for part in parts]
+    nodes = fold_rings(nodes)
     args = tuple(_erase_arg(a, alias if a.carry == "version" else returned, alias) for a in block.args)
     return replace(block, nodes=tuple(nodes), args=args, result=alias.get(block.result, block.result))
 

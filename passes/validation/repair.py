@@ -32,7 +32,15 @@ _REFUSED = (
 _NEVER = frozenset({"PD401"})
 """Findings that are only ever rejected: a cycle has no one edge that is wrong."""
 
-_SET_BY_PASSES = {"router": ("batch", "seq"), "route": ("batch", "seq"), "take_tokens": ("seq",)}
+_SET_BY_PASSES = {
+    "router": ("batch", "seq"),
+    "route": ("batch", "seq"),
+    "take_tokens": ("seq",),
+    "attention": ("seq", "heads"),
+    "kv_write": ("seq", "kv_heads"),
+    "latent_expand": ("kv_heads",),
+    "linear": ("seq",),
+}
 """Constraints that the lowering passes state."""
 
 

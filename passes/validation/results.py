@@ -61,19 +61,27 @@ def requirement_findings(loaded: LoadedSpec, phases: Mapping[Phase, PhaseAnalysi
     """PD302 to PD304 for every requirement that the estimate misses."""
     require = loaded.spec.workload.require
     prefill, decode = phases.get("prefill"), phases.get("decode")
-    if require.ttft is not None and prefill is not None and prefill.latency > require.ttft:
-        yield _missed("PD302", "TTFT", prefill.latency, require.ttft, loaded, "ttft")
+    if require.ttft is not None and prefill is not None and prefill.loaded_latency > require.ttft:
+        yield _missed("PD302", "TTFT", prefill.loaded_latency, require.ttft, loaded, "ttft")
     if require.tpot is not None and decode is not None and decode.latency > require.tpot:
         yield _missed("PD303", "TPOT", decode.latency, require.tpot, loaded, "tpot")
-    if require.throughput is not None and decode is not None and decode.tokens_per_s < require.throughput:
-        share = decode.tokens_per_s / require.throughput
-        yield Diagnostic(
-            "PD304",
-            f"throughput is {decode.tokens_per_s:,.0f} tokens/s, {share:.0%} of what is required",
-            span=loaded.span("workload.require.throughput", "workload"),
-            expected=f"at least {require.throughput:,.0f} tokens/s",
-            help="a larger batch, more replicas (dp), or less communication",
-        )
+    # Prompt tokens count where the work is prefill alone.
+    served = decode or prefill
+    if served is None:
+        return
+    per_gpu = served.tokens_per_s / served.graph.mesh.gpus
+    for key, got, limit, unit in (
+        ("throughput", served.tokens_per_s, require.throughput if decode else None, "tokens/s"),
+        ("throughput_per_gpu", per_gpu, require.throughput_per_gpu, "tokens/s per GPU"),
+    ):
+        if limit is not None and got < limit:
+            yield Diagnostic(
+                "PD304",
+                f"throughput is {got:,.0f} {unit}, {got / limit:.0%} of what is required",
+                span=loaded.span(f"workload.require.{key}", "workload"),
+                expected=f"at least {limit:,.0f} {unit}",
+                help="a larger batch, more replicas (dp), or less communication",
+            )
 
 
 def _missed(code: str, name: str, got: float, limit: float, loaded: LoadedSpec, key: str) -> Diagnostic:

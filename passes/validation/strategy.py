@@ -20,7 +20,7 @@ from ._case import Case, Rule
 from ._shape_rules import SHAPE_RULES
 
 _CHAIN = frozenset({"PD201", "PD203"})
-_LAW = _CHAIN | {"PD036", "PD205"}
+_LAW = _CHAIN | {"PD046", "PD205"}
 
 PHASE_RULES: tuple[Rule, ...] = (
     Rule("PD201", chain.unknown_dimension),
@@ -29,11 +29,10 @@ PHASE_RULES: tuple[Rule, ...] = (
     Rule("PD204", chain.sp_in_decode),
     Rule("PD209", chain.nothing_to_split),
     Rule("PD011", chain.misplaced_option),
-    Rule("PD036", packs.law_not_lowered, unless=_CHAIN),
-    Rule("PD205", law.no_whole_groups, unless=_CHAIN | {"PD036"}),
+    Rule("PD046", packs.law_not_lowered, unless=_CHAIN),
+    Rule("PD205", law.no_whole_groups, unless=_CHAIN | {"PD046"}),
     Rule("PD223", chain.unknown_option),
     Rule("PD223", law.placement_no_permutation),
-    Rule("PD224", chain.unsupported_kind),
     *SHAPE_RULES,
     Rule("PD206", law.axes_do_not_nest, unless=_LAW | {"PD212"}),
     Rule("PD216", work.stages_do_not_match),

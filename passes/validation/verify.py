@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ...compiler.diagnostics import Diagnostic
 from ...compiler.ir.graph import LEVELS, Graph
-from . import _graph_rules, _placements, _protocols, _structure
+from . import _graph_rules, _placements, _protocols, _ring, _structure
 from .erasure import differences, erase
 
 
@@ -24,7 +24,7 @@ def verify(graph: Graph, logical: Graph | None = None) -> list[Diagnostic]:
     # before the first pass nothing is placed, so only sizes can disagree
     placed = erase(graph) if graph.level == LEVELS[0] else graph
     found += [d for check in _placements.CHECKS for d in check(placed)]
-    found += [d for check in (*_protocols.CHECKS, *_graph_rules.NEW_CHECKS) for d in check(graph)]
+    found += [d for check in (*_protocols.CHECKS, *_ring.CHECKS, *_graph_rules.NEW_CHECKS) for d in check(graph)]
     if logical is not None:
         found += differences(graph, logical)
     return list(dict.fromkeys(found))

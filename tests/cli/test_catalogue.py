@@ -55,7 +55,10 @@ def test_tables_do_not_depend_on_the_terminal_width(monkeypatch: pytest.MonkeyPa
 def test_table_figures() -> None:
     lines = {line.split()[0]: line.split() for line in runner.invoke(app, ["accelerators"]).output.splitlines()[2:]}
     assert lines["h200_sxm"][1:7] == ["141", "4800", "989", "1979", "-", "1979"]
-    assert lines["tpu_v6e"][-2:] == ["-", "high"]
+    assert lines["tpu_v6e"][12:14] == ["-", "high"]
+    assert lines["tpu_v6e"][-6:] == ["-", "median", "of", "all", "measured", "chips"]
+    assert lines["h100_sxm"][-2:] == ["h100_sxm,", "vllm"]
+    assert lines["h20"][-3:] == ["h100_sxm", "(also", "Hopper)"]
     assert "671,026,404,352" in runner.invoke(app, ["models"]).output
 
 
@@ -65,6 +68,9 @@ def test_accelerators_as_json() -> None:
     b200 = next(row for row in rows if row["name"] == "b200_sxm")
     assert b200["peak_flops"]["nvfp4"] == 9e15
     assert b200["scale_up"] == {"name": "NVLink5", "bandwidth_bytes_per_s": 9e11, "latency_s": 2e-6, "domain": 8}
+    gemm = b200["fitted"]["classes"]["gemm"]["nvfp4"]
+    assert 0.3 < gemm["parameters"]["compute_efficiency"] <= 1.05
+    assert gemm["inherited_from"] is None and gemm["residual"]["median"] < 0.1 and gemm["source"]
     assert all(row["sources"] and row["memory_bytes"] == accelerator(row["name"]).memory for row in rows)
 
 

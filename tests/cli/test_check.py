@@ -103,7 +103,7 @@ def test_a_syntax_error_and_a_binary_file(folder: Path) -> None:
 def test_condition_files_are_told_apart(folder: Path) -> None:
     (folder / "plan.md").write_text("* **Model**: tiny\n")
     code, _, err = run("plan.md")
-    assert code == 1 and "plan.md:1:1: error[PD016]" in err and "condition files" in err
+    assert code == 1 and "plan.md:1:1: error[PD013]: the condition does not give the number of layers" in err
 
 
 def test_a_strategy_file_of_another_tool(folder: Path) -> None:

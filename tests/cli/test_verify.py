@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,10 @@ def test_python_gives_the_same(source: Path) -> None:
     document = json.loads(run(str(source), "--format", "json")[1])
     assert found.name == "tiny"
     assert {**found.to_json(), "seconds": 0} == {**document, "seconds": 0}
+
+
+def test_a_model_to_compare_with_needs_the_extra(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "paradag.compiler.run.huggingface", raising=False)
+    code, _, err = run(str(source), "--against", "anywhere")
+    assert code == 1 and "PD504" in err and "paradag[verify]" in err

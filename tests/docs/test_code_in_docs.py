@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from paradag import compile as compile_strategy
+from paradag.grammar.condition import load_condition_text
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "docs/passes.md", "docs/tutorial.md", "docs/costs.md", "docs/packs.md", "docs/verify.md"]
+PAGES = [
+    "README.md", "docs/passes.md", "docs/tutorial.md", "docs/costs.md", "docs/metrics.md", "docs/explain.md",
+    "docs/packs.md", "docs/verify.md",
+]  # fmt: skip
 FENCE = re.compile(r"(?:<!-- file: (?P<file>[\w.]+) -->\n)?```(?P<kind>python|strat)\n(?P<code>.*?)```", re.DOTALL)
 
 
@@ -48,3 +52,13 @@ def test_the_readme_picture_is_the_strategy_beside_it() -> None:
     assert source is not None
     compiled = compile_strategy(source[1])
     assert str(compiled.status) == "VALID" and compiled.phases["decode"].graph.mesh.gpus == 4
+
+
+@pytest.mark.parametrize(("kind", "file"), [("markdown", "a.md"), ("yaml", "a.yaml")])
+def test_the_conditions_of_the_documentation_load(kind: str, file: str) -> None:
+    text = (ROOT / "docs" / "conditions.md").read_text(encoding="utf-8")
+    block = re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    loaded = load_condition_text(block[1], file)
+    assert not loaded.diagnostics
+    assert {u.use for u in loaded.lines} <= {"field", "layout"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paradag.compiler.diagnostics import DiagnosticError
-from paradag.compiler.spec import ModelSpec
+from paradag.compiler.spec import Llama3Spec, ModelSpec, RotarySpec, YarnSpec
 from paradag.compiler.spec.counts import active_parameters, kv_bytes_per_token, parameters
 from paradag.grammar import SUPPORTED_MODEL_TYPES, load_text, read_hf_config
 
@@ -97,6 +97,12 @@ def test_every_supported_type_has_a_case() -> None:
     assert set(CONFIGS) == set(SUPPORTED_MODEL_TYPES)
 
 
+def test_the_number_of_experts_has_two_names() -> None:
+    """transformers 5 writes ``num_experts`` of Qwen3-MoE as ``num_local_experts``."""
+    moe = read("qwen3_moe", num_experts=None, num_local_experts=64).moe
+    assert moe is not None and moe.experts == 64
+
+
 @pytest.mark.parametrize(
     ("model_type", "total", "active", "kv_bytes"),
     [
@@ -169,6 +175,112 @@ def test_minimax_and_glm() -> None:
     assert (glm.attention.qk_norm, glm.attention.bias, glm.layers.dense) == ("head", "qkv", 3)
 
 
+def test_latent_attention_with_and_without_a_query_latent() -> None:
+    assert read("deepseek_v3", q_lora_rank=None).attention.q_lora is None
+    silent = {k: v for k, v in CONFIGS["deepseek_v3"].items() if k != "q_lora_rank"}
+    assert read_hf_config(silent)["attention"]["q_lora"] == 1536
+
+
+def test_class_defaults_of_grouped_experts() -> None:
+    keys = ("n_group", "topk_group", "routed_scaling_factor", "first_k_dense_replace", "n_shared_experts")
+    for model_type, expected in {"deepseek_v3": (8, 4, 2.5, 3, 1), "glm4_moe": (1, 1, 1.0, 1, 1)}.items():
+        silent = {k: v for k, v in CONFIGS[model_type].items() if k not in keys}
+        model = ModelSpec.model_validate(read_hf_config(silent))
+        moe = model.moe
+        assert moe is not None
+        assert (moe.groups, moe.top_groups, moe.scale, model.layers.dense, moe.shared) == expected
+
+
+# --- rotary embedding and norms
+
+GPT_OSS_YARN = YarnSpec(factor=32, original=4096, truncate=False)
+YARN = {"factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rotary", "eps"),
+    [
+        ("llama", RotarySpec(), 1e-6),
+        ("mistral", RotarySpec(), 1e-6),
+        ("qwen2", RotarySpec(), 1e-6),
+        ("qwen3", RotarySpec(), 1e-6),
+        ("qwen3_moe", RotarySpec(), 1e-6),
+        ("mixtral", RotarySpec(theta=1e6), 1e-5),
+        ("gpt_oss", RotarySpec(theta=150_000, scaling=GPT_OSS_YARN), 1e-5),
+        ("deepseek_v3", RotarySpec(style="interleaved"), 1e-6),
+        ("kimi_k2", RotarySpec(style="interleaved"), 1e-6),
+        ("minimax_m2", RotarySpec(theta=5e6), 1e-6),
+        ("glm4_moe", RotarySpec(dim=64), 1e-5),
+    ],
+)
+def test_class_defaults_of_rotary_embedding_and_norms(model_type: str, rotary: RotarySpec, eps: float) -> None:
+    model = read(model_type)
+    assert (model.rotary, model.norm_eps) == (rotary, eps)
+
+
+@pytest.mark.parametrize(
+    ("flat", "nested"),
+    [
+        ({"rope_theta": 5e5}, {"rope_type": "default", "rope_theta": 5e5}),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+         {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, {"rope_type": "linear", "factor": 4}),
+        ({"rope_theta": 100.0, "rope_scaling": {"type": "yarn", **YARN}},
+         {"rope_theta": 100.0, "rope_type": "yarn", **YARN}),
+    ],
+)  # fmt: skip
+def test_flat_and_nested_rotary_parameters_mean_the_same(flat: dict[str, Any], nested: dict[str, Any]) -> None:
+    assert read("llama", **flat).rotary == read("llama", rope_parameters=nested).rotary != RotarySpec()
+
+
+def test_rotary_scaling() -> None:
+    llama = read("llama", rope_theta=5e5, rms_norm_eps=1e-5, rope_scaling={"rope_type": "llama3", **LLAMA3})
+    assert llama.rotary == RotarySpec(theta=5e5, scaling=Llama3Spec(factor=8, original=8192))
+    assert llama.norm_eps == 1e-5
+    deepseek = read("deepseek_v3", rope_scaling={"type": "yarn", "beta_fast": 32, "beta_slow": 1, **YARN})
+    assert deepseek.rotary.scaling == YarnSpec(factor=40, original=4096, mscale=1, mscale_all_dim=1)
+    assert read("deepseek_v3", rope_interleave=False).rotary.style == "half"
+    # zero counts as absent, the longest context stands for what is not said
+    odd = {"rope_type": "yarn", "mscale_all_dim": 0.0, "attention_factor": 1.5, "original_max_position_embeddings": 64}
+    yarn = read("qwen3", max_position_embeddings=256, rope_parameters=odd).rotary.scaling
+    assert yarn == YarnSpec(factor=4, original=64, attention_factor=1.5)
+    long = read("qwen3", max_position_embeddings=256, rope_scaling={"type": "yarn", "factor": 4}).rotary.scaling
+    assert long == YarnSpec(factor=4, original=256)
+
+
+def test_a_part_of_each_head_turns() -> None:
+    assert read("minimax_m2", rotary_dim=64).rotary.dim == 64
+    assert read("minimax_m2", rotary_dim=64, rope_parameters={"partial_rotary_factor": 0.25}).rotary.dim == 32
+    assert read("glm4_moe", partial_rotary_factor=1.0).rotary.dim is None
+    assert read("llama", partial_rotary_factor=1.0).rotary.dim is None
+
+
+def test_dynamic_scaling_is_a_stated_assumption(tmp_path: Path) -> None:
+    content = CONFIGS["llama"] | {"rope_scaling": {"type": "dynamic", "factor": 2}, "max_position_embeddings": 4096}
+    (tmp_path / "llama.json").write_text(json.dumps(content), encoding="utf-8")
+    loaded = load_text(f'model hf "llama.json" {CLUSTER}', "m.strat", tmp_path)
+    assert loaded.spec.model.rotary == RotarySpec()
+    (why,) = (a.why for a in loaded.assumptions if a.name == "model.rotary.scaling")
+    assert "4096 tokens" in why
+
+
+def test_the_block_overrides_the_config(tmp_path: Path) -> None:
+    content = json.dumps(CONFIGS["llama"] | {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}})
+    model = load(tmp_path, '"llama.json" { norm_eps 1e-3  rotary { scaling llama3 { factor 16 } } }', content)
+    assert model.rotary == RotarySpec(theta=5e5, scaling=Llama3Spec(factor=16, original=8192))
+    assert model.norm_eps == 1e-3
+    assert load(tmp_path, '"llama.json" { rotary { scaling none } }', content).rotary == RotarySpec(theta=5e5)
+
+
+def test_windows_of_qwen() -> None:
+    """Qwen3-MoE's class knows no ``max_window_layers``; a key that is absent means the class's window."""
+    moe = read("qwen3_moe", use_sliding_window=True, sliding_window=64, max_window_layers=21)
+    assert (moe.attention.window, moe.layers.pattern) == (64, ())
+    assert read("qwen2", use_sliding_window=True, max_window_layers=0).attention.window == 4096
+    assert read("qwen2", use_sliding_window=True, sliding_window=None).attention.window is None
+
+
 def test_tied_embeddings_and_context() -> None:
     model = read("qwen3", tie_word_embeddings=True, max_position_embeddings=40960)
     assert (model.tied, model.max_context) == (True, 40960)
@@ -211,10 +323,24 @@ def test_quantization(quantization: dict[str, Any], dtype: str) -> None:
         ("gpt_oss", {"layer_types": ["linear_attention"] * 36}, "layer_types"),
         ("gpt_oss", {"layer_types": ["full_attention"]}, "layer_types"),
         ("qwen3_moe", {"mlp_only_layers": [True]}, "mlp_only_layers"),
-        ("deepseek_v3", {"q_lora_rank": None}, "q_lora_rank"),
         ("deepseek_v3", {"scoring_func": "tanh"}, "scoring_func"),
         ("deepseek_v3", {"routed_scaling_factor": float("nan")}, "routed_scaling_factor"),
         ("minimax_m2", {"attn_type_list": [0, 1]}, "attn_type_list"),
+        ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+        ("llama", {"rms_norm_eps": 0}, "rms_norm_eps"),
+        ("llama", {"rope_theta": "big"}, "rope_theta"),
+        ("llama", {"rope_scaling": {"type": "longrope", "factor": 4}}, "rope_scaling.type"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "max_position_embeddings"),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.factor"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0}},
+            "rope_parameters.high_freq_factor",
+        ),
+        ("llama", {"rope_parameters": {"full_attention": {}}}, "rope_parameters"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("minimax_m2", {"rotary_dim": 0}, "rotary_dim"),
         ("minimax_m2", {"shared_intermediate_size": 5}, "shared_intermediate_size"),
     ],
 )

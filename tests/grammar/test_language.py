@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
 from paradag.compiler.diagnostics import DiagnosticError
-from paradag.compiler.spec import LoadedSpec, ModelSpec, Spec, StrategySpec
+from paradag.compiler.spec import (
+    LinearSpec,
+    Llama3Spec,
+    LoadedSpec,
+    ModelSpec,
+    RotarySpec,
+    Spec,
+    StrategySpec,
+    YarnSpec,
+)
 from paradag.grammar import load_text
 
 MODEL = 'model "m" { layers 4  hidden 64  vocab 100  ffn 128  attention mha { heads 4 } }'
@@ -68,6 +78,7 @@ def test_layers() -> None:
         ("mha { heads 4 }", "mha", 4, 16),
         ("mqa { heads 4 }", "mqa", 1, 16),
         ("gqa { heads 4 kv_heads 2 head_dim 32 }", "gqa", 2, 32),
+        ("mla { heads 4 kv_lora 16 nope_dim 8 rope_dim 4 v_dim 8 }", "mla", 1, 12),
         ("mla { heads 4 q_lora 24 kv_lora 16 nope_dim 8 rope_dim 4 v_dim 8 }", "mla", 1, 12),
     ],
 )
@@ -95,6 +106,64 @@ def test_moe_options() -> None:
         "experts": 8, "top_k": 2, "ffn": 32, "shared": 1, "router": "sigmoid", "bias": True, "renormalize": False,
         "scale": 2.5, "groups": 4, "top_groups": 2, "dtype": "mxfp4",
     }  # fmt: skip
+
+
+def test_rotary_and_norms() -> None:
+    plain = model("ffn 128")
+    assert (plain.rotary, plain.norm_eps, plain.rotary_width) == (RotarySpec(), 1e-6, 16)
+    m = model("ffn 128 norm_eps 1e-5 rotary { theta 5e5 style interleaved dim 8 scaling linear { factor 4 } }")
+    assert m.norm_eps == 1e-5
+    assert m.rotary == RotarySpec(theta=5e5, style="interleaved", dim=8, scaling=LinearSpec(factor=4))
+    assert m.rotary_width == 8
+    yarn = (
+        "factor 40 original 4096 tokens beta_fast 16 beta_slow 2 mscale 1 mscale_all_dim 0.5"
+        " attention_factor 1.25 truncate false"
+    )
+    assert model(f"ffn 128 rotary {{ scaling yarn {{ {yarn} }} }}").rotary.scaling == YarnSpec(
+        factor=40, original=4096, beta_fast=16, beta_slow=2, mscale=1, mscale_all_dim=0.5, attention_factor=1.25,
+        truncate=False,
+    )  # fmt: skip
+    llama3 = model("ffn 128 rotary { scaling llama3 { factor 8 original 8192 low_freq 2 } }").rotary.scaling
+    assert llama3 == Llama3Spec(factor=8, original=8192, low_freq=2, high_freq=4)
+
+
+@pytest.mark.parametrize(
+    ("rotary", "code"),
+    [
+        ("scaling yarn", "PD013 PD013"),
+        ("scaling linear { factor 4 original 4096 }", "PD011"),
+        ("scaling llama3 { factor 4 original 4096 beta_fast 1 }", "PD011"),
+        ("scaling llama3 { factor 4 original 4096 low_freq 4 }", "PD101"),
+        ("scaling longrope { factor 4 }", "PD016"),
+        ("scaling yarn { factor 0.5 original 4096 }", "PD015"),
+        ("theta 1", "PD015"),
+        ("dim 3", "PD101"),
+        ("dim 32", "PD101"),
+        ("style neox", "PD016"),
+    ],
+)
+def test_odd_rotary_embeddings(rotary: str, code: str) -> None:
+    text = f'model "m" {{ layers 4 hidden 64 vocab 100 ffn 8 attention mha {{ heads 4 }} rotary {{ {rotary} }} }}'
+    assert codes(model=text) == code.split()
+
+
+@pytest.mark.parametrize(
+    "attention", ["mha { heads 4 head_dim 5 }", "mla { heads 4 kv_lora 8 nope_dim 4 rope_dim 3 v_dim 4 }"]
+)
+def test_what_turns_comes_in_pairs(attention: str) -> None:
+    assert codes(model=f'model "m" {{ layers 4 hidden 64 vocab 100 ffn 8 attention {attention} }}') == ["PD101"]
+
+
+def test_latent_attention_turns_its_rope_dim() -> None:
+    mla = "attention mla { heads 4 kv_lora 16 nope_dim 12 rope_dim 4 v_dim 8 }"
+    text = f'model "m" {{ layers 4 hidden 64 vocab 100 ffn 8 {mla} rotary {{ dim 2 }} }}'
+    assert codes(model=text) == ["PD101"]
+    scaled = "rotary { scaling yarn { factor 40 original 4096 mscale 1 mscale_all_dim 1 } }"
+    m = model(f"ffn 128 {scaled}", attention=mla)
+    assert m.rotary_width == 4
+    assert m.score_scale == pytest.approx((1 + 0.1 * math.log(40)) ** 2 / 4)  # as DeepSeek-V3 does
+    assert isinstance(m.rotary.scaling, YarnSpec)
+    assert m.rotary.scaling.amplitude == 1
 
 
 def test_other_model_keys() -> None:
@@ -154,7 +223,7 @@ def test_workload() -> None:
         " require ttft <= 30 s require tpot <= 50 ms require throughput >= 1000 tokens/s }"
     ).spec.workload
     assert (w.batch, w.input, w.output, w.sequence, w.rate, w.mode) == (8, 2048, 64, (128, 10240), 20.0, "mixed")
-    assert w.require.model_dump() == {"ttft": 30.0, "tpot": 0.05, "throughput": 1000.0}
+    assert w.require.model_dump() == {"ttft": 30.0, "tpot": 0.05, "throughput": 1000.0, "throughput_per_gpu": None}
 
 
 def test_chain_terms_and_options() -> None:
@@ -294,7 +363,7 @@ def test_mla_keys_are_required_and_only_there() -> None:
     def with_attention(attention: str) -> str:
         return f'model "m" {{ layers 4 hidden 64 vocab 100 ffn 8 attention {attention} }}'
 
-    assert codes(model=with_attention("mla { heads 4 }")) == ["PD013"] * 5
+    assert codes(model=with_attention("mla { heads 4 }")) == ["PD013"] * 4
     assert codes(model=with_attention("mha { heads 4 v_dim 8 }")) == ["PD011"]
 
 

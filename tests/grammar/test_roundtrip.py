@@ -14,6 +14,7 @@ from paradag.grammar import load_text, print_spec
 from paradag.grammar._tables import grammar
 
 Draw = Any
+REQUIREMENTS = ("ttft", "tpot", "throughput", "throughput_per_gpu")
 
 sizes = st.one_of(st.integers(1, 300), st.integers(1, MAX_SIZE))
 amounts = st.one_of(
@@ -44,14 +45,39 @@ def attentions(draw: Draw, window: bool) -> dict[str, Any]:
     if window:
         fields["window"] = draw(maybe(sizes))
     if kind == "mla":
-        dims = {key: draw(st.integers(1, 10**6)) for key in ("q_lora", "kv_lora", "nope_dim", "rope_dim", "v_dim")}
+        dims = {key: draw(st.integers(1, 10**6)) for key in ("kv_lora", "nope_dim", "rope_dim", "v_dim")}
+        dims["rope_dim"] *= 2  # features turn in pairs
+        fields["q_lora"] = draw(maybe(sizes))
         return fields | dims | {"kv_heads": 1, "head_dim": dims["nope_dim"] + dims["rope_dim"]}
     return fields | {
         "kv_heads": {"mha": heads, "mqa": 1, "gqa": kv_heads}[kind],
-        "head_dim": draw(sizes),
+        "head_dim": 2 * draw(st.integers(1, MAX_SIZE // 2)),
         "qk_norm": draw(st.sampled_from(["none", "head", "full"])),
         "bias": draw(st.sampled_from(["none", "qkv", "all"])),
         "sinks": draw(st.booleans()),
+    }
+
+
+@st.composite
+def rotaries(draw: Draw, attention: dict[str, Any]) -> dict[str, Any]:
+    factors = st.one_of(st.integers(1, 64), st.floats(1, 1e6))
+    weights = st.floats(1e-3, 1e3)
+    lengths = {"factor": factors, "original": sizes}
+    yarn = {"beta_fast": weights, "beta_slow": weights, "truncate": st.booleans()}
+    yarn |= {key: maybe(weights) for key in ("mscale", "mscale_all_dim", "attention_factor")}
+    bounds = {"low_freq": st.floats(0.1, 2), "high_freq": st.floats(3, 1e3)}
+    fixed = {kind: {"kind": st.just(kind)} for kind in ("yarn", "llama3", "linear")}
+    scalings = st.one_of(
+        st.fixed_dictionaries(fixed["yarn"] | lengths, optional=yarn),
+        st.fixed_dictionaries(fixed["llama3"] | lengths, optional=bounds),
+        st.fixed_dictionaries(fixed["linear"] | {"factor": factors}),
+    )
+    wide = attention["head_dim"] if attention["kind"] != "mla" else 0
+    return {
+        "theta": draw(st.sampled_from([1e4, 5e5, 1e6]) | st.floats(1.5, 1e9)),
+        "style": draw(st.sampled_from(["half", "interleaved"])),
+        "dim": draw(maybe(st.integers(1, wide // 2).map(lambda n: 2 * n))) if wide > 1 else None,
+        "scaling": draw(maybe(scalings)),
     }
 
 
@@ -87,15 +113,18 @@ def models(draw: Draw) -> dict[str, Any]:
     if pattern:
         layers |= {"pattern": tuple(pattern)}
         layers |= {"window": draw(sizes)} if "sliding" in pattern else {}
+    attention = draw(attentions(window=not pattern))
     return {
         "name": draw(names),
         "layers": layers,
         "hidden": draw(sizes),
         "vocab": draw(sizes),
         "ffn": draw(sizes),
-        "attention": draw(attentions(window=not pattern)),
+        "attention": attention,
         "moe": moe,
         "tied": draw(st.booleans()),
+        "rotary": draw(rotaries(attention)),
+        "norm_eps": draw(shares),
         "max_context": draw(maybe(sizes)),
         "dtype": draw(dtypes),
         "kv_dtype": draw(dtypes),
@@ -147,7 +176,7 @@ workloads = st.fixed_dictionaries(
         "sequence": maybe(st.lists(sizes, min_size=2, max_size=2).map(sorted).map(tuple)),
         "rate": maybe(amounts),
         "mode": st.sampled_from(["both", "prefill", "decode", "mixed"]),
-        "require": st.fixed_dictionaries({key: maybe(amounts) for key in ("ttft", "tpot", "throughput")}),
+        "require": st.fixed_dictionaries({key: maybe(amounts) for key in REQUIREMENTS}),
     }
 )
 with_degree = st.fixed_dictionaries(

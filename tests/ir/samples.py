@@ -153,22 +153,33 @@ def attention(
     window: int | None = None,
     sinks: bool = False,
     latent: bool = False,
+    partial: bool = False,
+    hop: int | None = None,
+    ring: str = "",
+    where: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Sample:
-    """Attention over permuted tokens: a key has 2 features, a value 3 (latent: 4, the first 3 are the value)."""
+    """Attention over permuted tokens: a key has 2 features, a value 3 (latent: 4, the first 3 are the value).
+
+    ``partial`` gives its state; ``hop`` that of a hop of the ring over the axes ``ring``.
+    """
     width = 4 if latent else 2
     cache = (("batch", BATCH), ("context", CONTEXT), ("latent", 4)) if latent else cache_shape(kv_heads, 5)
     attrs: dict[str, Any] = {"scale": 0.7, "v_dim": 3}
     attrs |= {"window": window} if window else {}
     attrs |= {"latent": True} if latent else {}
+    if hop is not None:
+        attrs |= {"hop": hop, "ring": MESH.size(ring)}
+        where = {"seq": tuple(ring), "context": tuple(ring)}
     past, new = extents["context"] - extents["new"], extents["new"]
     query_order = ORDER if new == len(ORDER) else np.arange(new)
     return build(
-        "attention",
+        "attention_partial" if partial else "attention",
         [(*TOKENS, ("heads", heads), ("head_dim", width)), cache],
-        [(*TOKENS, ("heads", heads), ("v_dim", 3))],
+        [(*TOKENS, ("heads", heads), ("state", 4) if partial else ("v_dim", 3))],
         {"sinks": (("heads", heads),)} if sinks else None,
         {"positions": (("seq", NEW),), "key_positions": (("context", CONTEXT),)},
         attrs=attrs,
+        constraints=where,
         extents=extents,
         values={"positions": past + query_order, "key_positions": np.r_[past + query_order, np.arange(past)]},
         label=label,
@@ -201,6 +212,29 @@ def attention_samples() -> list[Sample]:
         attention(6, 1, "one KV head", extents=STEP),
         attention(4, 2, "window and sinks", window=3, sinks=True),
         attention(4, 1, "latent", latent=True, extents=STEP),
+        attention(12, 4, "heads exchanged for tokens", where={"seq": (), "heads": ("b", "a")}),
+        *ring_samples(),
+    ]  # fmt: skip
+
+
+def ring_samples() -> list[Sample]:
+    state: Shape = (*TOKENS, ("heads", 4), ("state", 4))
+    latent: Shape = (("batch", BATCH), ("context", CONTEXT), ("latent", 5))
+    full: Shape = (("batch", BATCH), ("context", CONTEXT), ("kv_heads", 4), ("kv_features", 7))
+    return [
+        attention(4, 2, "all keys", partial=True),
+        attention(12, 3, "all keys of a window", partial=True, window=3),
+        attention(4, 2, "all keys and sinks", partial=True, sinks=True),
+        attention(4, 2, "hop 0 with sinks", partial=True, sinks=True, hop=0, ring="a"),
+        attention(4, 2, "hop 1 of a ring of 2", partial=True, hop=1, ring="c"),
+        attention(4, 2, "hop 2 of a ring of 3, window", partial=True, hop=2, ring="b", window=4),
+        attention(4, 4, "hop 4 of a ring of 6", partial=True, hop=4, ring="ba",
+                  extents={"batch": 2, "new": 6, "context": 12}),
+        build("attention_merge", [state, state], [state]),
+        build("attention_merge", [state, state], [(*TOKENS, ("heads", 4), ("v_dim", 3))], label="last"),
+        build("latent_expand", [latent], [full], {"uk": (("kv_heads", 4), ("nope_dim", 2), ("kv_lora", 3)),
+                                                  "uv": (("kv_heads", 4), ("v_dim", 3), ("kv_lora", 3))},
+              attrs={"hop": 1}, constraints={"context": ("b",)}, label="of the block that arrives at hop 1"),
     ]  # fmt: skip
 
 

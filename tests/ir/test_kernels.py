@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import pytest
 
 from paradag.compiler.ir.graph import Node, Param, Value
 from paradag.compiler.ir.ops import Shard, operator, routed_type
+from paradag.compiler.ir.ops.ring import merge_states
 from paradag.compiler.ir.reshard import plan
 from paradag.compiler.ir.types import CONTEXT, NEW, PAST, Placement, TensorType, replicated, tensor
 from paradag.compiler.run import Shards, cut, join, reshard, run_collective, run_node
@@ -80,6 +82,32 @@ def test_rotary_turns_pairs_as_complex_numbers() -> None:
                 np.testing.assert_allclose(got[:, s, ..., -half + i], want.imag, atol=1e-12)
 
 
+def test_rotary_of_neighbours_among_the_first_features() -> None:
+    case = CASES["rotary of the last features"]
+    attrs = {"rotary": 2, "theta": 100.0, "leading": True, "style": "interleaved", "amplitude": 1.5}
+    got = computed(replace(case, node=replace(case.node, attrs=attrs)))
+    for y, x in zip(got, (case.values[0], case.values[1]), strict=True):
+        np.testing.assert_array_equal(y[..., 2:], x[..., 2:])
+        for s, position in enumerate(case.values["positions"]):
+            want = 1.5 * (x[:, s, ..., 0] + 1j * x[:, s, ..., 1]) * np.exp(1j * position)
+            np.testing.assert_allclose(y[:, s, ..., 0] + 1j * y[:, s, ..., 1], want, atol=1e-12)
+
+
+def test_norms_add_their_epsilon() -> None:
+    small = CASES["norm"]
+    node = replace(small.node, attrs={"eps": 0.5})
+    x, weight = small.values[0], small.values["weight"]
+    want = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 0.5) * weight
+    np.testing.assert_allclose(computed(replace(small, node=node))[0], want, atol=1e-12)
+    heads = CASES["scale_by_root"]
+    rule, node = operator("scale_by_root"), replace(heads.node, attrs={**heads.node.attrs, "eps": 0.5})
+    x, weight = heads.values[0], heads.values["weight"]
+    squares = (x**2).sum(axis=(2, 3))
+    want = x / np.sqrt(squares / 8 + 0.5)[:, :, None, None] * weight
+    got = rule.kernel(Shard(node), [x, squares], {"weight": weight})[0]
+    np.testing.assert_allclose(got, want, atol=1e-12)
+
+
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
     rule, node = operator("rotary"), replace(CASES["rotary"].node, attrs={"rotary": 4})
     rng = np.random.default_rng(0)
@@ -94,7 +122,7 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
     assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-6)
 
 
-@pytest.mark.parametrize("label", [label for label in CASES if label.startswith("attention")])
+@pytest.mark.parametrize("label", [label for label in CASES if label.startswith("attention ")])
 def test_attention_one_query_at_a_time(label: str) -> None:
     case = CASES[label]
     q, cache, attrs = case.values[0], case.values[1], case.node.attrs
@@ -112,6 +140,33 @@ def test_attention_one_query_at_a_time(label: str) -> None:
         sink = [case.values["sinks"][h]] if "sinks" in case.values else []
         weights = softmax(np.array([*logits, *sink]))[: len(seen)]
         np.testing.assert_allclose(got[b, s, h], weights @ values[seen], atol=1e-12)
+
+
+@pytest.mark.parametrize("label", ["grouped", "window and sinks", "one KV head"])
+@pytest.mark.parametrize("ring", [1, 2, 3, 7])
+def test_the_states_of_all_hops_merge_into_attention(label: str, ring: int) -> None:
+    """In any order; the sinks are counted at one hop, and some hops of a large ring have no keys."""
+    case = CASES[f"attention {label}"]
+    inputs = [case.values[0], case.values[1]]
+    params = {p.name: case.values[p.name] for p in case.node.params}
+    states = []
+    for hop in range(ring):
+        node = replace(case.node, op="attention_partial", attrs={**case.node.attrs, "hop": hop, "ring": ring})
+        given = {n: v for n, v in params.items() if n != "sinks" or hop == ring - 1}
+        states += operator(node).kernel(Shard(node), inputs, given)
+    for order in (states, states[::-1]):
+        np.testing.assert_allclose(reduce(merge_states, order)[..., :-1], computed(case)[0], atol=1e-12)
+
+
+def test_a_sink_that_every_hop_counts_makes_another_softmax() -> None:
+    case = CASES["attention window and sinks"]
+    node = replace(case.node, op="attention_partial", attrs={**case.node.attrs, "ring": 2})
+    params = {p.name: case.values[p.name] for p in case.node.params}
+    states = []
+    for hop in range(2):
+        there = replace(node, attrs={**node.attrs, "hop": hop})
+        states += operator(there).kernel(Shard(there), [case.values[0], case.values[1]], params)
+    assert np.abs(merge_states(*states)[..., :-1] - computed(case)[0]).max() > 1e-2
 
 
 def _softmax_router(logits: Array) -> dict[int, float]:

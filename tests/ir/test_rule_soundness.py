@@ -29,13 +29,13 @@ NO_OPERAND = {"kv_recv"}
 FREE_DIMS = {
     "linear": 4, "lm_head": 3, "latent_expand": 3, "latent_absorb": 3, "latent_value": 3,
     "norm": 2, "square_sum": 3, "scale_by_root": 3, "activation": 3, "add": 3, "bias_add": 3,
-    "rotary": 3, "kv_write": 3, "kv_read": 4, "attention": 3,
+    "rotary": 3, "kv_write": 3, "kv_read": 4, "attention": 3, "attention_merge": 3,
     "embedding": 4, "last_token": 3, "sample": 1, "prefill_end": 1, "chunk_end": 3, "decode_end": 1, "take_tokens": 1,
     "send": 3, "recv": 3, "kv_send": 4, "router": 2, "route": 2, "expert": 4,
 }  # fmt: skip
 """Dimensions of the operator that may be cut independently of one another."""
 
-FIXED = {"prefill_begin": 4, "decode_begin": 4, "unroute": 20}
+FIXED = {"prefill_begin": 4, "decode_begin": 4, "unroute": 20, "attention_partial": 60}
 """Placements accepted by operators whose constraints or routing groups leave no choice."""
 
 
@@ -98,6 +98,10 @@ MUST_ACCEPT: list[tuple[str, list[tuple[Cuts, str]], Cuts, list[tuple[Cuts, str]
      [({"heads": "ab", "batch": "c"}, "")]),
     ("attention window and sinks", [({"heads": "a"}, ""), ({"kv_heads": "a"}, "")], {"heads": "a"},
      [({"heads": "a"}, "")]),
+    ("attention heads exchanged for tokens", [({"heads": "ba", "batch": "c"}, ""), ({"batch": "c"}, "")], {},
+     [({"heads": "ba", "batch": "c"}, "")]),
+    ("attention_merge", [({"seq": "ab", "heads": "c"}, ""), ({"seq": "ab", "heads": "c"}, "")], {},
+     [({"seq": "ab", "heads": "c"}, "")]),
     ("kv_write first chunk", [({"context": "a", "kv_heads": "b"}, "")] + 2 * [({"seq": "a", "kv_heads": "b"}, "")], {},
      [({"context": "a", "kv_heads": "b"}, "")]),
     ("embedding", [({"batch": "b"}, "")], {"vocab": "ac"}, [({"batch": "b"}, "ac")]),
@@ -126,6 +130,23 @@ def test_useful_placements_are_accepted_as_they_are(
     ]
     expected = [laid(v.type, *where) for v, where in zip(settled.node.outputs, results, strict=True)]
     assert [v.type.placement for v in settled.node.outputs] == expected
+
+
+def test_keys_that_are_cut_where_queries_are_not_make_a_partial_state() -> None:
+    case = CASES["attention_partial all keys"]
+    given = [laid(case.inputs[0], {"heads": "a"}), laid(case.inputs[1], {"context": "bc", "kv_heads": "a"})]
+    node = settle(case, operator(case.node), given).node
+    assert node.outputs[0].type.placement == Placement(((), (), ("a",), ()), (("b", "lse"), ("c", "lse")))
+    with_sinks = CASES["attention_partial all keys and sinks"]
+    kept = settle(with_sinks, operator(with_sinks.node), [*given, laid(with_sinks.node.params[0].type, {})])
+    assert kept.inputs[1].axes_of("context") == (), "every rank would count the sinks"
+
+
+def test_a_hop_wants_the_block_that_has_come_so_far() -> None:
+    case = CASES["attention_partial hop 2 of a ring of 3, window"]
+    settled = settle(case, operator(case.node), [laid(t, {}) for t in case.inputs])
+    assert settled.inputs[0].axes_of("seq") == settled.inputs[1].axes_of("context") == ("b",)
+    assert settled.inputs[1].shift_of("context") == settled.node.param("key_positions").type.shift_of("context") == 2
 
 
 def test_a_down_bias_joins_a_partial_sum_as_a_partial_value() -> None:
@@ -178,15 +199,13 @@ class _ForgottenSum(Linear):
 
 
 class _FreeKvHeads(Attention):
-    @staticmethod
-    def _kv_axes(query: TensorType, cache: TensorType, mesh: Mesh) -> tuple[str, ...]:
+    def kv_axes(self, query: TensorType, cache: TensorType, heads: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
         taken = set(query.axes_of("batch")) | set(query.axes_of("seq"))
         return tuple(a for a in cache.axes_of("kv_heads") if a not in taken)
 
 
 class _AlwaysSplitKvHeads(Attention):
-    @staticmethod
-    def _kv_axes(query: TensorType, cache: TensorType, mesh: Mesh) -> tuple[str, ...]:
+    def kv_axes(self, query: TensorType, cache: TensorType, heads: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
         return query.axes_of("heads")
 
 

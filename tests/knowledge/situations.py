@@ -18,6 +18,7 @@ from paradag.compiler.emit import load_json
 from paradag.compiler.ir.parse import parse_graph
 from paradag.compiler.knowledge import Example
 from paradag.grammar import load_text
+from paradag.grammar.condition import load_condition_text
 from paradag.grammar.dot_reader import read_dot
 from paradag.passes.validation import check_spec, verify
 from paradag.passes.validation.flat import check_flat
@@ -66,7 +67,14 @@ def _json(text: str) -> list[Diagnostic]:
     return check_strategy_json(text, "example.json")
 
 
-_TEXTS: dict[str, Callable[[str], list[Diagnostic]]] = {"strat": _strat, "dot": _dot, "json": _json}
+def _condition(text: str) -> list[Diagnostic]:
+    try:
+        return list(load_condition_text(text, "example.md").diagnostics)
+    except DiagnosticError as error:
+        return list(error.diagnostics)
+
+
+_TEXTS: dict[str, Callable[[str], list[Diagnostic]]] = {"strat": _strat, "dot": _dot, "json": _json, "md": _condition}
 
 
 def _document(example: Example) -> list[Diagnostic]:

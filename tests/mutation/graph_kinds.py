@@ -9,7 +9,7 @@ from dataclasses import replace
 from paradag.compiler.ir.graph import Block, Graph, Node, Phase, Value
 from paradag.compiler.ir.types import Placement, replicated
 from paradag.passes.validation._report import consumers, is_resharding
-from paradag.tests.mutation.damage import Damage, NoPlace, pick
+from paradag.tests.mutation.damage import SEEN, Damage, NoPlace, pick
 from paradag.tests.passes.validation import damage as d
 
 Apply = Callable[[Graph, random.Random], Graph]
@@ -25,9 +25,12 @@ def kind(
     repaired: bool = False,
     phases: tuple[Phase, ...] = ("prefill", "decode"),
     must: str = "",
+    seen: str = "always",
 ) -> Damage[Graph]:
-    """A kind of damage; codes and needs as words."""
-    return Damage(name, frozenset(codes.split()), apply, repaired, phases, frozenset(must.split()))
+    """A kind of damage; codes and needs as words, what execution sees as ``WORD`` or ``WORD: where it does not``."""
+    word, _, unseen = seen.partition(": ")
+    needs = frozenset(must.split())
+    return Damage(name, frozenset(codes.split()), apply, repaired, phases, needs, SEEN[word], unseen)
 
 
 def nodes(graph: Graph, wanted: Callable[[Block, Node], bool]) -> list[tuple[Block, Node]]:
@@ -346,7 +349,14 @@ GRAPH_KINDS: tuple[Damage[Graph], ...] = (
     kind("slice dropped", "PD405", _drop("slice"), repaired=True, must="tp ep"),
     kind("collective removed, its users left", "PD402", _remove, repaired=True, must="tp"),
     kind("collective doubled in a row", "PD406 PD407", _double, repaired=True, must="tp"),
-    kind("collective doubled side by side", "PD406", _double_beside, repaired=True, must="tp"),
+    kind(
+        "collective doubled side by side",
+        "PD406",
+        _double_beside,
+        repaired=True,
+        must="tp",
+        seen="as work: the copy gives what the first one gives",
+    ),
     kind("two collectives swapped", "PD405 PD406 PD407 PD413", _swap, repaired=True, must="tp ep"),
     kind("wrong collective", "PD406 PD407", _wrong_op, repaired=True, must="tp"),
     kind("reduce-scatter for all-reduce", "PD403 PD405 PD407", _scatter_for_reduce, repaired=True, must="tp"),
@@ -362,9 +372,22 @@ GRAPH_KINDS: tuple[Damage[Graph], ...] = (
     kind("weight cut over other ranks", "PD421", _weight_other_axes, repaired=True, must="tp ep"),
     kind("experts overlapping", "PD421", _experts_everywhere, repaired=True, must="ep"),
     kind("stream placed elsewhere", "PD404 PD405", _stream_moved, repaired=True, must="tp"),
-    kind("stale full shape", "PD403", _stale_full_shape, repaired=True, must="tp"),
+    kind(
+        "stale full shape",
+        "PD403",
+        _stale_full_shape,
+        repaired=True,
+        must="tp",
+        seen="sometimes: a partial sum that is stated as whole is reduced all the same",
+    ),
     kind("wrong local shape", "PD403", _wrong_size, repaired=True),
-    kind("wrong number format", "PD403 PD414", _wrong_dtype, repaired=True),
+    kind(
+        "wrong number format",
+        "PD403 PD414",
+        _wrong_dtype,
+        repaired=True,
+        seen="never: formats are counted as bytes, the arithmetic is float64",
+    ),
     kind("send without receive", "PD409", _transport("recv"), repaired=True, must="pp"),
     kind("receive without send", "PD409", _transport("send"), repaired=True, must="pp"),
     kind("stage crossed without send and receive", "PD408", _transport("recv", "send"), repaired=True, must="pp"),
@@ -375,8 +398,15 @@ GRAPH_KINDS: tuple[Damage[Graph], ...] = (
     kind("ids return without a send", "PD408", _ids_without_send, repaired=True, phases=DECODE, must="pp"),
     kind("return send removed", "PD402 PD409", _return_send_gone, repaired=True, phases=DECODE, must="pp"),
     kind("tokens whole on an EP axis", "PD419", _tokens_whole, repaired=True, must="ep"),
-    kind("expert without a slot", "PD442", _expert_slots, must="moe"),
+    kind("expert without a slot", "PD442", _expert_slots, must="moe", seen="sometimes: no token chooses the expert"),
     kind("expert missing from the weights", "PD442", _expert_weights_missing, repaired=True, must="moe"),
-    kind("expert parallelism outside MoE", "PD440", _ep_outside_moe, repaired=True, must="ep"),
+    kind(
+        "expert parallelism outside MoE",
+        "PD440",
+        _ep_outside_moe,
+        repaired=True,
+        must="ep",
+        seen="never: no number depends on the name of a module",
+    ),
     kind("routing without its edge", "PD441", _routing_lost, must="moe"),
 )

@@ -10,7 +10,7 @@ from paradag.compiler.ir.ops import is_phase_node
 from paradag.compiler.ir.types import CONTEXT, PAST, Dim, TensorType
 from paradag.passes.validation._report import consumers, is_resharding
 from paradag.tests.mutation.damage import Damage, NoPlace, pick
-from paradag.tests.mutation.graph_kinds import DECODE, kind, nodes
+from paradag.tests.mutation.graph_kinds import DECODE, Apply, kind, nodes
 from paradag.tests.passes.validation import damage as d
 
 
@@ -80,12 +80,18 @@ def _appended_to_whole(graph: Graph, rng: random.Random) -> Graph:
 # --- steps and phases -------------------------------------------------------------------------------------------------
 
 
-def _old_token(graph: Graph, rng: random.Random) -> Graph:
-    """The step after the next takes the ids that this step began with."""
-    block = graph.block("prologue")
-    arg = next(a for a in block.args if a.carry == "step")
-    source = pick(rng, [v.name for n in graph.block("epilogue").nodes if n.op == "sample" for v in n.outputs])
-    return _with_args(graph, block, {arg.value.name: replace(arg, source=source)})
+def _end_skipped(*, stages: bool) -> Apply:
+    """The next step takes what was sampled, not what the end of the step hands on; between stages or on one."""
+
+    def apply(graph: Graph, rng: random.Random) -> Graph:
+        if bool(graph.with_role("boundary")) != stages:
+            raise NoPlace
+        block = graph.block("prologue")
+        arg = next(a for a in block.args if a.carry == "step")
+        source = pick(rng, [v.name for n in graph.block("epilogue").nodes if n.op == "sample" for v in n.outputs])
+        return _with_args(graph, block, {arg.value.name: replace(arg, source=source)})
+
+    return apply
 
 
 def _step_does_not_wait(graph: Graph, rng: random.Random) -> Graph:
@@ -206,6 +212,21 @@ def _window_lost(graph: Graph, rng: random.Random) -> Graph:
     return d.node(graph, block.name, node.name, attrs={k: v for k, v in node.attrs.items() if k != "window"})
 
 
+def _other_epsilon(graph: Graph, rng: random.Random) -> Graph:
+    block, node = pick(rng, _of(graph, "norm", "scale_by_root"))
+    return d.attrs(graph, block.name, node.name, eps=3 * node.attrs.get("eps", 1e-6))
+
+
+def _other_theta(graph: Graph, rng: random.Random) -> Graph:
+    block, node = pick(rng, _of(graph, "rotary"))
+    return d.attrs(graph, block.name, node.name, theta=3 * node.attrs.get("theta", 1e4))
+
+
+def _scaling_lost(graph: Graph, rng: random.Random) -> Graph:
+    block, node = pick(rng, [(b, n) for b, n in _of(graph, "rotary") if "scaling" in n.attrs])
+    return d.node(graph, block.name, node.name, attrs={k: v for k, v in node.attrs.items() if k != "scaling"})
+
+
 def _top_k(graph: Graph, rng: random.Random) -> Graph:
     block, node = pick(rng, _of(graph, "router"))
     return d.attrs(graph, block.name, node.name, top_k=node.attrs["top_k"] + 1)
@@ -243,12 +264,30 @@ MEANING_KINDS: tuple[Damage[Graph], ...] = (
     kind("KV cache away from its owners", "PD410", _cache_placed_elsewhere, repaired=True, must="tp heads"),
     kind("KV length not the context", "PD430", _context_too_short, repaired=True),
     kind("KV cache not append-only", "PD429", _appended_to_whole, repaired=True),
-    kind("old token fed back", "PD414 PD408", _old_token, phases=DECODE),
+    kind(
+        "end of a step left out of its loop",
+        "PD414",
+        _end_skipped(stages=False),
+        phases=DECODE,
+        seen="never: on one stage the end of a step hands on what was sampled",
+    ),
+    kind("ids fed back past the last stage's send", "PD414 PD408", _end_skipped(stages=True), phases=DECODE, must="pp"),
     kind("decode step does not wait", "PD431", _step_does_not_wait, phases=DECODE),
     kind("two tokens in a decode step", "PD432", _two_tokens, phases=DECODE),
-    kind("node of the other phase", "PD426", _cross_phase),
-    kind("phase node missing", "PD427", _phase_node_gone, repaired=True),
-    kind("dangling node", "PD415", _dangling, repaired=True),
+    kind(
+        "node of the other phase",
+        "PD426",
+        _cross_phase,
+        seen="sometimes: the ends of both phases hand on what was sampled",
+    ),
+    kind(
+        "phase node missing",
+        "PD427",
+        _phase_node_gone,
+        repaired=True,
+        seen="as work: no node takes what the end of prefill gives",
+    ),
+    kind("dangling node", "PD415", _dangling, repaired=True, seen="as work: nobody takes the result"),
     kind("cycle", "PD401", _cycle),
     kind("node before its operand", "PD402", _too_early, repaired=True),
     kind("node removed", "PD402", _node_removed),
@@ -260,9 +299,39 @@ MEANING_KINDS: tuple[Damage[Graph], ...] = (
     kind("keys and values swapped", "PD414 PD403", _keys_and_values, must="heads"),
     kind("gate and up swapped", "PD414", _gate_and_up),
     kind("residual skipped", "PD414", _residual_skipped),
-    kind("window lost", "PD414", _window_lost, must="window"),
+    kind("window lost", "PD414", _window_lost, must="window", seen="sometimes: no window is shorter than the context"),
+    kind(
+        "epsilon of a norm changed",
+        "PD414",
+        _other_epsilon,
+        seen="sometimes: a norm of queries or keys, and a token sees itself alone",
+    ),
+    kind(
+        "theta of the rotary embedding changed",
+        "PD414",
+        _other_theta,
+        seen="sometimes: one pair turns, or a token sees itself alone",
+    ),
+    kind(
+        "rotary scaling lost",
+        "PD414",
+        _scaling_lost,
+        seen="sometimes: it stretches no pair, or a token sees itself alone",
+    ),
     kind("top-k changed", "PD414", _top_k, must="moe"),
-    kind("another value routed by", "PD414", _other_routers_input, must="moe"),
-    kind("layers of two kinds exchanged", "PD414 PD412", _kinds_exchanged, must="window"),
+    kind(
+        "another value routed by",
+        "PD414",
+        _other_routers_input,
+        must="moe",
+        seen="sometimes: the router chooses the same expert, whose weight is 1",
+    ),
+    kind(
+        "layers of two kinds exchanged",
+        "PD414 PD412",
+        _kinds_exchanged,
+        must="window",
+        seen="sometimes: no window is shorter than the context",
+    ),
     kind("micro-batch lost", "PD414", _microbatch_lost),
 )

@@ -14,9 +14,12 @@ from paradag.tests.mutation.damage import Damage, NoPlace, pick
 _ORDER = ("dp", "pp", "sp", "ep", "tp")
 
 
-def kind(name: str, codes: str, apply: Any, *, phases: tuple[Phase, ...] = (), must: str = "") -> Damage[Spec]:
+def kind(
+    name: str, codes: str, apply: Any, *, phases: tuple[Phase, ...] = (), must: str = "", repaired: bool = True
+) -> Damage[Spec]:
+    """A kind of damage; codes and needs as words."""
     wanted = phases or ("prefill", "decode")
-    return Damage(name, frozenset(codes.split()), apply, False, wanted, frozenset(must.split()))
+    return Damage(name, frozenset(codes.split()), apply, repaired, wanted, frozenset(must.split()))
 
 
 def changed(spec: Spec, rng: random.Random, change: Any) -> Spec:
@@ -163,10 +166,10 @@ PREFILL: tuple[Phase, ...] = ("prefill",)
 DECODE: tuple[Phase, ...] = ("decode",)
 
 SPEC_KINDS: tuple[Damage[Spec], ...] = (
-    kind("unknown dimension", "PD201", _unknown),
+    kind("unknown dimension", "PD201", _unknown, repaired=False),
     kind("inverted hierarchy", "PD202", _inverted, must="pp tp"),
     kind("dimension given twice", "PD203", _twice, must="tp"),
-    kind("SP in decode", "PD204", _sp_in_decode, phases=DECODE),
+    kind("SP in decode", "PD204", _sp_in_decode, phases=DECODE, repaired=False),
     kind("ranks that hold no whole groups", "PD205", _ranks, must="tp"),
     kind("more GPUs than the cluster has", "PD207", _small_cluster, must="tp"),
     kind("EP in a dense model", "PD209", _ep_in_dense, must="dense"),
@@ -174,9 +177,9 @@ SPEC_KINDS: tuple[Damage[Spec], ...] = (
     kind("experts not divisible by EP", "PD215", degree("ep", lambda s, r: s.model.moe.experts - 1), must="ep"),
     kind("more stages than layers", "PD216", degree("pp", _too_many_stages), must="pp"),
     kind("stages with a layer too many", "PD216", _layers(more=1), must="pp"),
-    kind("unbalanced stages", "PD221", _layers(more=0, twisted=True), must="pp"),
+    kind("unbalanced stages", "PD221", _layers(more=0, twisted=True), must="pp", repaired=False),
     kind("more token shards than tokens", "PD217", _short_input, phases=PREFILL, must="sp"),
     kind("more micro-batches than sequences", "PD218", _microbatches),
     kind("chunk smaller than the micro-batch", "PD220", _chunk, phases=PREFILL),
-    kind("over memory", "PD301", _memory, must="moe"),
+    kind("over memory", "PD301", _memory, must="moe", repaired=False),
 )

@@ -13,16 +13,18 @@ from paradag.compiler.diagnostics import Fix
 from paradag.compiler.ir.graph import Block, Graph, Node, Phase, Value
 from paradag.compiler.ir.mesh import Axis, Mesh
 from paradag.compiler.ir.types import tensor
+from paradag.compiler.run.shrink import shrink
 from paradag.compiler.spec import Spec
-from paradag.passes.validation import GRAPH_RULES, erase, verify
+from paradag.passes.validation import GRAPH_RULES, erase, stage_layers, verify
 from paradag.passes.validation._report import is_resharding
 from paradag.passes.validation.repair import repair
 from paradag.tests.mutation.damage import Damage, NoPlace
 from paradag.tests.mutation.graph_kinds import GRAPH_KINDS
 from paradag.tests.mutation.meaning_kinds import MEANING_KINDS
+from paradag.tests.mutation.ring_kinds import RING_KINDS
 from paradag.tests.strategies import lowered_levels, small_specs
 
-KINDS = {k.name: k for k in (*GRAPH_KINDS, *MEANING_KINDS)}
+KINDS = {k.name: k for k in (*GRAPH_KINDS, *MEANING_KINDS, *RING_KINDS)}
 
 
 @dataclass(frozen=True)
@@ -30,24 +32,34 @@ class Case:
     """The levels of a legal graph, and the last of them damaged."""
 
     kind: Damage[Graph]
+    spec: Spec = field(repr=False)
     strategy: str
+    steps: int
     levels: list[Graph] = field(repr=False)
     harmed: Graph = field(repr=False)
 
+    @property
+    def phase(self) -> Phase:
+        """The phase whose graph it is."""
+        return self.levels[0].phase
+
 
 @st.composite
-def damaged(draw: st.DrawFn, kind: Damage[Graph]) -> Case:
-    """A random legal graph, damaged at a random place."""
+def damaged(draw: st.DrawFn, kind: Damage[Graph], *, runnable: bool = False) -> Case:
+    """A random legal graph, damaged at a random place; a runnable one has one replica and a step after the first."""
     phase: Phase = draw(st.sampled_from(kind.phases))
     phases: tuple[Phase, ...] = ("prefill", "decode") if draw(st.booleans()) else (phase,)
     spec: Spec = draw(small_specs(phases, kind.must))
-    levels = lowered_levels(spec, phase, draw(st.integers(1, 3)))
+    if runnable:
+        spec, _ = shrink(spec, {p: stage_layers(spec, p) for p in phases})
+    steps = draw(st.integers(1 + runnable, 3))
+    levels = lowered_levels(spec, phase, steps)
     try:
         harmed = kind.apply(levels[-1], random.Random(draw(st.integers(0, 2**32))))
     except NoPlace:
         assume(False)
         raise
-    return Case(kind, str(spec.strategy(phase)), levels, harmed)
+    return Case(kind, spec, str(spec.strategy(phase)), steps, levels, harmed)
 
 
 def collectives(graph: Graph) -> list[object]:

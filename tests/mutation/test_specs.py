@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import Phase as Phases
 from hypothesis import strategies as st
 
 from paradag.compiler import driver
+from paradag.compiler.diagnostics import Outcome
 from paradag.compiler.ir.graph import Phase
 from paradag.compiler.spec import LoadedSpec, Spec
+from paradag.compiler.verification import verify
 from paradag.passes.validation import check_spec
+from paradag.passes.validation.fixes import fix_spec, over_memory
 from paradag.tests.mutation.damage import Damage, NoPlace
 from paradag.tests.mutation.spec_kinds import SPEC_KINDS
 from paradag.tests.strategies import small_specs
@@ -55,5 +59,26 @@ def test_damage_is_found(name: str) -> None:
     def prove(case: Case) -> None:
         found = found_in(case)
         assert case.kind.codes & found, f"found {sorted(found)}"
+
+    prove()
+
+
+def is_fixed_and_right(case: Case) -> bool | None:
+    """Whether the fixed strategy computes what its model computes; None where there is no fix."""
+    fixed = fix_spec(LoadedSpec(case.harmed), memory=over_memory())
+    return verify(fixed.loaded.spec, steps=2).equal if fixed.outcome is Outcome.FIXED else None
+
+
+@pytest.mark.parametrize("name", [k.name for k in SPEC_KINDS if k.repaired])
+@pytest.mark.parametrize("examples", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_fixed_strategy_computes_what_its_model_computes(name: str, examples: int) -> None:
+    @settings(
+        max_examples=examples, suppress_health_check=list(HealthCheck), derandomize=True, phases=[Phases.generate]
+    )
+    @given(damaged(KINDS[name]))
+    def prove(case: Case) -> None:
+        right = is_fixed_and_right(case)
+        assume(right is not None)  # some models cannot be written in the strategy language, and so not fixed
+        assert right
 
     prove()

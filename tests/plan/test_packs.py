@@ -58,7 +58,7 @@ def test_columns_get_the_verdicts_of_the_rules(name: str, tmp_path: Path) -> Non
         ep = f"ep {one.ep} {{ etp {one.etp} }}"
         chain = f"dp {d} -> pp {p} -> {ep} -> tp {one.tp}  ranks {one.ranks}  microbatches {m}"
         codes = {x.code for x in check_spec(load(MODEL.format(chain=chain), knowledge=spec.pack))[1] if x.is_error}
-        wanted.append(bool(codes & {"PD035", "PD036"}))
+        wanted.append(bool(codes & {"PD045", "PD046"}))
     assert refused.tolist() == wanted
     assert 0 < refused.sum() < len(refused)
     assert all("pack.toml:" in cite for part in rounds for cite in part)

@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase as Phases
 
 from paradag.compiler.ir.graph import Graph, Phase
 from paradag.compiler.ir.ops.attention import Rotary
 from paradag.compiler.run.weights import Checkpoint
+from paradag.passes.validation.repair import repair
+from paradag.tests.mutation import execution
+from paradag.tests.mutation.execution import ALLOWED, Outcome, as_stated, is_like, outcome
+from paradag.tests.mutation.test_graphs import KINDS, Case, damaged
 from paradag.tests.passes.validation import damage as d
 from paradag.tests.run.builds import BIASED_MOE, DENSE, LATENT, MOE, WINDOWED, run, spec_of
 
@@ -143,3 +149,46 @@ def test_another_token_order_is_no_lie() -> None:
     for order in ("contiguous", "zigzag"):
         found = run(spec, "prefill", lambda g, o=order: replace(g, meta={**g.meta, "token_order": o}))  # type: ignore[misc]
         assert found.equal
+
+
+# --- every kind of damage that the verifier finds ---------------------------------------------------------------------
+
+
+def _outcomes(name: str, examples: int, *, compared: bool) -> list[Outcome]:
+    """What came of random graphs damaged in one way; repaired ones are right, and ``compared`` with the legal one."""
+    outcomes: list[Outcome] = []
+
+    @settings(
+        max_examples=examples, suppress_health_check=list(HealthCheck), derandomize=True, phases=[Phases.generate]
+    )
+    @given(damaged(KINDS[name], runnable=True))
+    def one(case: Case) -> None:
+        seen = outcome(case)
+        assert seen in ALLOWED[case.kind.seen], seen
+        outcomes.append(seen)
+        if case.kind.repaired:
+            mended, _ = repair(case.harmed, case.levels[0])
+            found = execution.run(case, mended)
+            assert found.equal
+            assert not compared or is_like(found, execution.run(case, case.levels[-1]))
+
+    one()
+    return outcomes
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", KINDS)
+def test_damage_is_seen_by_execution_as_stated(name: str) -> None:
+    assert _outcomes(name, 1, compared=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", KINDS)
+def test_damage_is_seen_by_execution_as_stated_at_many_places(name: str) -> None:
+    outcomes = _outcomes(name, 8, compared=True)
+    assert as_stated(KINDS[name].seen, outcomes), outcomes
+
+
+def test_whatever_execution_may_miss_says_why() -> None:
+    assert all(bool(k.unseen) == (k.seen != "always") for k in KINDS.values())

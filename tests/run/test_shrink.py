@@ -11,9 +11,11 @@ from paradag import DiagnosticError, verify
 from paradag.compiler.build import build_items, phase_mesh
 from paradag.compiler.driver import load
 from paradag.compiler.ir.mesh import ATTENTION_VIEW, EXPERT_VIEW
+from paradag.compiler.run._reference_rotary import _speed
 from paradag.compiler.run._shrink_degrees import shrink_degrees
 from paradag.compiler.run.shrink import shrink
 from paradag.compiler.spec import LoadedSpec, Spec
+from paradag.compiler.spec.catalog import model, model_names
 from paradag.compiler.spec.stage_law import Degrees, degrees_of
 from paradag.compiler.spec.strategy import Phase
 from paradag.passes.validation import check_spec, stage_layers
@@ -49,6 +51,7 @@ def test_structure_is_kept(path: Path, limit: int) -> None:
     small = small_of(real, limit)
     assert _attention(small) == _attention(real)
     assert _kinds(small) == _kinds(real)
+    assert _numerics(small) == _numerics(real)
     for phase in phases_of(real):
         assert _layout(small, phase) == _layout(real, phase)
         assert _work(small, phase) == _work(real, phase)
@@ -58,6 +61,30 @@ def _attention(spec: Spec) -> tuple[object, ...]:
     a = spec.model.attention
     ratio = None if a.kind == "mla" else a.heads // a.kv_heads
     return a.kind, ratio, a.qk_norm, a.bias, a.sinks, a.q_lora is None, spec.model.tied
+
+
+def _numerics(spec: Spec) -> tuple[object, ...]:
+    """Rotary embedding but for its width, norms, and whether scaling keeps, blends and stretches some pairs."""
+    m = spec.model
+    rotary, width = m.rotary, m.rotary_width
+    regimes = set()
+    if rotary.scaling is not None:
+        plain, scaled = (
+            [_speed(pair, width, r) for pair in range(width // 2)]
+            for r in (rotary.model_copy(update={"scaling": None}), rotary)
+        )
+        shares = [s / p for s, p in zip(scaled, plain, strict=True)]
+        regimes = {"kept" if x == 1 else "full" if x < 1.01 / rotary.scaling.factor else "blended" for x in shares}
+    partial = m.attention.kind != "mla" and width < m.attention.head_dim
+    return rotary.model_copy(update={"dim": None}), partial, m.norm_eps, regimes
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_numerics_of_every_catalogued_model_are_kept(name: str) -> None:
+    spec = load(EXAMPLES / "llama-3.1-8b-1gpu.strat").spec.model_copy(update={"model": model(name)})
+    small = small_of(spec, 512)
+    assert _numerics(small) == _numerics(spec)
+    assert small.model.attention.head_dim <= 16
 
 
 def _kinds(spec: Spec) -> tuple[object, ...]:

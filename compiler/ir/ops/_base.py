@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -51,6 +51,20 @@ class Inference:
     wants: tuple[Placement, ...]
     params: tuple[TensorType, ...]
     results: tuple[TensorType, ...]
+
+
+def passed_on(node: Node, inputs: Sequence[TensorType], inferred: Inference) -> Inference:
+    """What a rule says, for a node that works on the block of the context that arrives at hop ``hop`` of a ring."""
+    hop = node.attrs.get("hop", 0)
+
+    def move(names: Sequence[str], placement: Placement) -> Placement:
+        shift = (hop if d == "context" and axes else 0 for d, axes in zip(names, placement.shards, strict=True))
+        return replace(placement, shift=tuple(shift))
+
+    wants = tuple(move(t.names, w) for t, w in zip(inputs, inferred.wants, strict=True))
+    params = tuple(t.placed(move(t.names, t.placement)) for t in inferred.params)
+    results = tuple(t.placed(move(t.names, t.placement)) for t in inferred.results)
+    return Inference(wants, params, results)
 
 
 class Work:
@@ -103,6 +117,10 @@ class Shard:
 
     def start(self, dim: str) -> int:
         return self._starts.get(dim, (0, 0))[0]
+
+    def is_cut(self, dim: str) -> bool:
+        """Whether the rank holds a part of the dimension only."""
+        return dim in self._starts
 
     def global_size(self, dim: str, local: int) -> int:
         return self._starts[dim][1] if dim in self._starts else local
@@ -199,6 +217,10 @@ class Operator:
     def flops(self, work: Work) -> Number:
         """Floating-point operations of one rank."""
         return 0
+
+    def depth(self, work: Work) -> Number:
+        """Products only: how many terms one element of the result sums (k of [m, k] x [k, n])."""
+        raise NotImplementedError(f"{self.name} is no matrix product")
 
     def hbm_bytes(self, work: Work) -> Number:
         """Bytes that one rank moves to and from its memory."""

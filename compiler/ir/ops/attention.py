@@ -12,13 +12,17 @@ from ..graph import Node
 from ..mesh import Mesh
 from ..types import Extent, Number, Placement, TensorType
 from ._base import Array, CostClass, Inference, Kind, Operator, Shard, Work, register
+from ._rotary import frequencies, rotate
 
 
 @register
 class Rotary(Operator):
-    """Rotary position embedding on the last ``rotary`` features of each operand.
+    """Rotary position embedding on the last ``rotary`` features of each operand, with ``leading`` on the first.
 
-    ``%q2, %k2 = rotary %q, %k``. Constant ``positions`` [seq]. Half style (Llama); RoFormer, arXiv 2104.09864.
+    ``%q2, %k2 = rotary %q, %k``. Constant ``positions`` [seq]. RoFormer, arXiv 2104.09864. Attributes, each only where
+    it is not the default: ``theta`` (10000), ``style`` (``half``: pairs (i, i + rotary / 2) as in Llama;
+    ``interleaved``: pairs (2i, 2i + 1)), ``amplitude`` (1; factor on what turns), ``scaling`` (``yarn``, ``llama3`` or
+    ``linear``) with its ``factor`` and the fields of its spec class.
     """
 
     name = "rotary"
@@ -34,20 +38,8 @@ class Rotary(Operator):
         return 6 * sum(work.output_elements(i) for i in range(len(work.node.outputs)))
 
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
-        width = shard.attrs["rotary"]
-        theta = shard.attrs.get("theta", 10000.0)
-        frequency = theta ** (-np.arange(0, width, 2) / width)
-        angle = params["positions"][:, None] * frequency
-        return [_rotate(x, angle, width) for x in inputs]
-
-
-def _rotate(x: Array, angle: Array, width: int) -> Array:
-    """``x`` is [batch, seq, (heads,) features]; the last ``width`` features turn."""
-    shape = (1, angle.shape[0], *([1] * (x.ndim - 3)), angle.shape[1])
-    cos, sin = np.cos(angle).reshape(shape), np.sin(angle).reshape(shape)
-    plain, turned = x[..., : x.shape[-1] - width], x[..., x.shape[-1] - width :]
-    a, b = np.split(turned, 2, axis=-1)
-    return np.concatenate([plain, a * cos - b * sin, b * cos + a * sin], axis=-1)
+        angle = params["positions"][:, None] * frequencies(shard.attrs)
+        return [rotate(x, angle, shard.attrs) for x in inputs]
 
 
 @register
@@ -126,9 +118,10 @@ class Attention(Operator):
 
     def infer(self, node: Node, inputs: Sequence[TensorType], mesh: Mesh) -> Inference:
         query, cache = inputs
-        heads = query.axes_of("heads")
-        batch, seq = query.axes_of("batch"), query.axes_of("seq")
-        kv_axes = self._kv_axes(query, cache, mesh)
+        where = node.constraints
+        heads = where.get("heads", query.axes_of("heads"))
+        batch, seq = (tuple(a for a in where.get(d, query.axes_of(d)) if a not in heads) for d in ("batch", "seq"))
+        kv_axes = self.kv_axes(query, cache, heads, mesh)
         want_query = Placement((batch, seq, heads, ()))
         per_dim = {"batch": batch, "kv_heads": kv_axes}
         want_cache = Placement(tuple(per_dim.get(d, ()) for d in cache.names))
@@ -137,23 +130,9 @@ class Attention(Operator):
         result = node.outputs[0].type.placed(Placement((batch, seq, heads, ())))
         return Inference((want_query, want_cache), params, (result,))
 
-    @staticmethod
-    def _kv_axes(query: TensorType, cache: TensorType, mesh: Mesh) -> tuple[str, ...]:
-        """Axes that cut the KV heads: those of the query heads, outermost first, while KV heads are left to share out.
-
-        Ranks along the others hold the same KV heads. Ceiling chunks keep a group of query heads beside its KV head
-        only where they are even, or where every query head has a KV head of its own.
-        """
-        heads = query.axes_of("heads")
-        if not cache.has("kv_heads"):
-            return ()
-        count, queries = _heads(cache, "kv_heads"), _heads(query, "heads")
-        if count == queries:
-            return heads
-        even = (
-            n for n in range(len(heads), 0, -1) if count % mesh.size(heads[:n]) == queries % mesh.size(heads[:n]) == 0
-        )
-        return heads[: next(even, 0)]
+    def kv_axes(self, query: TensorType, cache: TensorType, heads: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
+        """Axes that cut the KV heads, see :func:`kv_head_axes`."""
+        return kv_head_axes(query, cache, heads, mesh)
 
     def flops(self, work: Work) -> Number:
         q = work.input(0)
@@ -168,24 +147,66 @@ class Attention(Operator):
         return causal_pairs(new, context - new, window) * share
 
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
-        query, cache = inputs
-        key, value = _split_cache(cache, query.shape, shard)
-        scores = np.einsum("bshd,bchd->bhsc", query, key) * shard.attrs["scale"]
-        distance = params["positions"][:, None] - params["key_positions"][None, :]
-        hidden = distance < 0
-        if shard.attrs.get("window"):
-            hidden |= distance >= shard.attrs["window"]
-        scores = np.where(hidden, -np.inf, scores)
-        sinks = params.get("sinks")
-        peak = scores.max(axis=-1, keepdims=True, initial=-np.inf)
-        if sinks is not None:
-            peak = np.maximum(peak, sinks[None, :, None, None])
-        peak = np.where(np.isfinite(peak), peak, 0.0)
-        weight = np.exp(scores - peak)
-        total = weight.sum(axis=-1, keepdims=True)
-        if sinks is not None:
-            total = total + np.exp(sinks[None, :, None, None] - peak)
-        return [np.einsum("bhsc,bchd->bshd", weight / np.where(total == 0, 1, total), value)]
+        return [attend(shard, inputs, params)[0]]
+
+
+def kv_head_axes(query: TensorType, cache: TensorType, heads: tuple[str, ...], mesh: Mesh) -> tuple[str, ...]:
+    """Axes that cut the KV heads: those of the query heads, outermost first, while KV heads are left to share out.
+
+    Ranks along the others hold the same KV heads. Ceiling chunks keep a group of query heads beside its KV head only
+    where they are even, or where every query head has a KV head of its own.
+
+    Args:
+        query: Type of the queries.
+        cache: Type of the keys and values.
+        heads: Axes that cut the query heads.
+        mesh: The ranks.
+    """
+    if not cache.has("kv_heads"):
+        return ()
+    count, queries = _heads(cache, "kv_heads"), _heads(query, "heads")
+    if count == queries:
+        return heads
+    even = (n for n in range(len(heads), 0, -1) if count % mesh.size(heads[:n]) == queries % mesh.size(heads[:n]) == 0)
+    return heads[: next(even, 0)]
+
+
+def attend(
+    shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array], unseen: Array | None = None
+) -> tuple[Array, Array]:
+    """Attention of a query over a cache.
+
+    Args:
+        shard: Where the rank is.
+        inputs: Query and cache.
+        params: ``positions``, ``key_positions`` and, where sinks are counted, ``sinks``.
+        unseen: [seq, context] mask of further pairs that do not count.
+
+    Returns:
+        Output [batch, seq, heads, v_dim], and the logarithm of the softmax denominator [batch, seq, heads].
+    """
+    query, cache = inputs
+    key, value = _split_cache(cache, query.shape, shard)
+    scores = np.einsum("bshd,bchd->bhsc", query, key) * shard.attrs["scale"]
+    distance = params["positions"][:, None] - params["key_positions"][None, :]
+    hidden = distance < 0
+    if shard.attrs.get("window"):
+        hidden |= distance >= shard.attrs["window"]
+    if unseen is not None:
+        hidden |= unseen
+    scores = np.where(hidden, -np.inf, scores)
+    sinks = params.get("sinks")
+    peak = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+    if sinks is not None:
+        peak = np.maximum(peak, sinks[None, :, None, None])
+    peak = np.where(np.isfinite(peak), peak, 0.0)
+    weight = np.exp(scores - peak)
+    total = weight.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks[None, :, None, None] - peak)
+    output = np.einsum("bhsc,bchd->bshd", weight / np.where(total == 0, 1, total), value)
+    with np.errstate(divide="ignore"):
+        return output, np.moveaxis((np.log(total) + peak)[..., 0], 1, 2)
 
 
 def _split_cache(cache: Array, query: tuple[int, ...], shard: Shard) -> tuple[Array, Array]:

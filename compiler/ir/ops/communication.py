@@ -31,6 +31,8 @@ class Resharding(Operator):
 
     def infer(self, node: Node, inputs: Sequence[TensorType], mesh: Mesh) -> Inference:
         have = inputs[0]
+        if have.placement.shift and not isinstance(self, RingShift):
+            raise ValueError(f"{node.op} of chunks that are on their way round a ring")
         return Inference((have.placement,), (), (have.placed(self.moved(node, have.placement, have.names)),))
 
     def hbm_bytes(self, work: Work) -> Number:
@@ -157,6 +159,35 @@ class Slice(Resharding):
     def moved(self, node: Node, have: Placement, names: Sequence[str]) -> Placement:
         _unused(node, have)
         return Placement(_cut(node, have.shards, names.index(node.attrs["to"])), have.partial)
+
+
+@register
+class RingShift(Resharding):
+    """Every rank sends its chunk ``hops`` ranks on round the ring and takes the one that arrives.
+
+    ``%y = ring_shift %x {axes = (sp), of = context, hops = 1, ring = 4}``. ``axes`` are all those that cut ``of``;
+    ``ring`` is the number of their ranks. A collective permute: one node for each ring, whose ranks all send and
+    receive at the same time, each to and from one other.
+    """
+
+    name = "ring_shift"
+    public = "RingShift"
+
+    def infer(self, node: Node, inputs: Sequence[TensorType], mesh: Mesh) -> Inference:
+        ranks = mesh.size(node.attrs["axes"])
+        if node.attrs["ring"] != ranks or not 0 < node.attrs["hops"] < ranks:
+            raise ValueError(
+                f"{node.attrs['hops']} hops in a ring of {node.attrs['ring']}: the group has {ranks} ranks"
+            )
+        return super().infer(node, inputs, mesh)
+
+    def moved(self, node: Node, have: Placement, names: Sequence[str]) -> Placement:
+        dim = names.index(node.attrs["of"])
+        if have.shards[dim] != node.attrs["axes"]:
+            raise ValueError(f"{node.op} over {node.attrs['axes']} of {node.attrs['of']} cut by {have.shards[dim]}")
+        shift = list(have.shift or (0,) * len(names))
+        shift[dim] = (shift[dim] + node.attrs["hops"]) % node.attrs["ring"]
+        return Placement(have.shards, have.partial, tuple(shift))
 
 
 class _Transfer(Operator):

@@ -7,17 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 
+from ...spec.model import NORM_EPSILON
 from ..graph import Node
 from ..mesh import Mesh
 from ..types import Number, Placement, TensorType
 from ._base import Array, Inference, Operator, Shard, Work, register
 
-_EPSILON = 1e-6
-
 
 @register
 class Norm(Operator):
-    """RMSNorm over the first features of the last dimension:  ``%y = norm %x [weight]`` (arXiv 1910.07467)."""
+    """RMSNorm over the first features of the last dimension:  ``%y = norm %x [weight]`` (arXiv 1910.07467).
+
+    ``eps``, added to the mean square, is 1e-6 where it is not given.
+    """
 
     name = "norm"
     public = "Norm"
@@ -31,8 +33,12 @@ class Norm(Operator):
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
         weight = params["weight"]
         head, rest = np.split(inputs[0], [weight.shape[-1]], axis=-1)
-        scale = 1 / np.sqrt((head * head).mean(axis=-1, keepdims=True) + _EPSILON)
+        scale = 1 / np.sqrt((head * head).mean(axis=-1, keepdims=True) + _epsilon(shard))
         return [np.concatenate([head * scale * weight, rest], axis=-1)]
+
+
+def _epsilon(shard: Shard) -> float:
+    return float(shard.attrs.get("eps", NORM_EPSILON))
 
 
 @register
@@ -59,7 +65,7 @@ class SquareSum(Operator):
 class ScaleByRoot(Operator):
     """The rest of a norm over all heads:  ``%y = scale_by_root %x, %squares [weight] {width = ...}``.
 
-    ``width`` is heads times head_dim, the number of squares in the sum.
+    ``width`` is heads times head_dim, the number of squares in the sum; ``eps`` as in ``norm``.
     """
 
     name = "scale_by_root"
@@ -72,7 +78,7 @@ class ScaleByRoot(Operator):
         return 2 * work.output_elements(0)
 
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
-        scale = 1 / np.sqrt(inputs[1] / shard.attrs["width"] + _EPSILON)
+        scale = 1 / np.sqrt(inputs[1] / shard.attrs["width"] + _epsilon(shard))
         return [inputs[0] * scale[:, :, None, None] * params["weight"]]
 
 

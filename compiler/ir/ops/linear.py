@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from ..graph import Node
+from ..mesh import Mesh
 from ..types import Number, TensorType
-from ._base import Array, CostClass, Operator, Shard, Work, register
+from ._base import Array, CostClass, Inference, Operator, Shard, Work, passed_on, register
 
 
 @register
@@ -42,13 +43,20 @@ class Linear(Operator):
     def flops(self, work: Work) -> Number:
         total: Number = 0
         for index, name in enumerate(self.weights(work.node)):
-            kept = work.node.outputs[index].type.names
-            product: Number = 2 * work.output_elements(index)
-            for dim, size in work.param(name).items():
-                if dim not in kept:
-                    product = product * size
-            total = total + product
+            total = total + 2 * work.output_elements(index) * self._summed(work, index, name)
         return total
+
+    def depth(self, work: Work) -> Number:
+        # all weights share the input, and so what is summed
+        return self._summed(work, 0, self.weights(work.node)[0])
+
+    def _summed(self, work: Work, index: int, weight: str) -> Number:
+        kept = work.node.outputs[index].type.names
+        size: Number = 1
+        for dim, extent in work.param(weight).items():
+            if dim not in kept:
+                size = size * extent
+        return size
 
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
         node = shard.node
@@ -103,10 +111,16 @@ class LatentExpand(Operator):
     def whole(self, node: Node) -> frozenset[str]:
         return frozenset({"latent", "kv_features", "nope_dim", "v_dim", "kv_lora"})
 
+    def infer(self, node: Node, inputs: Sequence[TensorType], mesh: Mesh) -> Inference:
+        return passed_on(node, inputs, super().infer(node, inputs, mesh))
+
     def flops(self, work: Work) -> Number:
         tokens = work.input(0)["batch"] * work.input(0)["context"]
         uk, uv = work.param("uk"), work.param("uv")
         return 2 * tokens * uk["kv_heads"] * uk["kv_lora"] * (uk["nope_dim"] + uv["v_dim"])
+
+    def depth(self, work: Work) -> Number:
+        return work.param("uk")["kv_lora"]
 
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
         uk, uv = params["uk"], params["uv"]
@@ -135,6 +149,9 @@ class LatentAbsorb(Operator):
         q, uk = work.input(0), work.param("uk")
         return 2 * q["batch"] * q["seq"] * uk["heads"] * uk["nope_dim"] * uk["kv_lora"]
 
+    def depth(self, work: Work) -> Number:
+        return work.param("uk")["nope_dim"]
+
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
         nope, rope = np.split(inputs[0], [params["uk"].shape[1]], axis=-1)
         return [np.concatenate([np.einsum("bshd,hdr->bshr", nope, params["uk"]), rope], axis=-1)]
@@ -156,6 +173,9 @@ class LatentValue(Operator):
 
     def flops(self, work: Work) -> Number:
         return 2 * work.output_elements(0) * work.param("uv")["kv_lora"]
+
+    def depth(self, work: Work) -> Number:
+        return work.param("uv")["kv_lora"]
 
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
         return [np.einsum("bshr,hdr->bshd", inputs[0], params["uv"])]

@@ -43,6 +43,9 @@ class Router(Operator):
     def flops(self, work: Work) -> Number:
         return 2 * work.input_elements(0) * work.param("weight")["experts"]
 
+    def depth(self, work: Work) -> Number:
+        return work.param("weight")["hidden"]
+
     def kernel(self, shard: Shard, inputs: Sequence[Array], params: Mapping[str, Array]) -> list[Array]:
         attrs = shard.attrs
         logits = np.einsum("bsh,he->bse", inputs[0], params["weight"])
@@ -141,6 +144,8 @@ def _visits(index: Array, experts: int, slots: int) -> Array:
     visits = np.zeros((len(index), slots))
     for row, chosen in enumerate(index.astype(int)):
         for expert in chosen:
+            if not copies[expert]:
+                raise ValueError(f"a token goes to expert {expert} of {experts}, which has none of the {slots} slots")
             visits[row, copies[expert][row % len(copies[expert])]] = 1
     return visits
 

@@ -213,16 +213,11 @@ def _rates(hardware: Hardware, dtype: str, stated: frozenset[str]) -> list[Figur
     def memory(factor: float) -> Moved:
         return Moved(replace(hardware, bandwidth=hardware.bandwidth * factor))
 
-    def launch(factor: float) -> Moved:
-        return Moved(replace(hardware, launch=hardware.launch * factor))
-
     peak = f"{hardware.peaks[dtype] / 1e12:,.4g} TFLOP/s {dtype} peak"
     streams = f"{hardware.bandwidth / 1e9:,.4g} GB/s peak"
-    each = f"{hardware.launch * 1e6:g} us per kernel"
     return [
         Figure("compute rate", peak, stated & {"compute efficiency"}, compute),
         Figure("HBM bandwidth", streams, stated & {"bandwidth efficiency"}, memory),
-        Figure("launch overhead", each, stated & {"launch overhead"}, launch),
     ]
 
 

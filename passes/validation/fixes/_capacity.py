@@ -28,7 +28,7 @@ def over_memory(wanted: Iterable[Phase] = ("prefill", "decode")) -> Callable[[Sp
 def memory_reports(spec: Spec, wanted: Iterable[Phase] = ("prefill", "decode")) -> dict[Phase, MemoryReport]:
     """Memory of the phases that a compilation of ``wanted`` ones would build; none where the hardware is unknown."""
     try:
-        hardware, _ = resolve_hardware(spec.cluster, spec.model.dtype, spec.pack)
+        hardware, _ = resolve_hardware(spec.cluster, spec.model.dtype, pack=spec.pack)
     except DiagnosticError:
         return {}
     modes = {"both", "mixed"}

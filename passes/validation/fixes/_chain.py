@@ -79,8 +79,3 @@ def unknown_option(case: Case) -> Iterator[Candidate]:
         if named:
             yield Candidate(Kind.INSERT, set_options(placement=(*absent, *named)))
         yield Candidate(Kind.INSERT, set_options(placement=()))
-
-
-def unsupported_kind(case: Case) -> Iterator[Candidate]:
-    """The kind that is supported, with the same ranks."""
-    yield Candidate(Kind.CHANGE, set_term("sp", kind=None))

@@ -8,6 +8,7 @@ from itertools import product
 from math import isqrt, lcm
 
 from .._case import Case
+from .._shape_rules import MAX_RING, ulysses_fits
 from .._stages import balanced
 from .._work_rules import largest_microbatch, tokens_per_step
 from ._steps import Candidate, Change, Kind, same, set_degree, set_options, set_term, together
@@ -27,6 +28,16 @@ def no_whole_groups(case: Case) -> Iterator[Candidate]:
 def shapes_do_not_divide(case: Case) -> Iterator[Candidate]:
     """The largest smaller TP, or TP inside an expert, that cuts all shapes evenly."""
     yield from _reduced(case, ["tp", *["etp"] * _names_etp(case)])
+
+
+def kind_does_not_fit(case: Case) -> Iterator[Candidate]:
+    """Fewer ranks that share out the heads or make the ring; else as many, which gather the context instead."""
+    ring = case.strategy.sp_kind == "ring"
+    for value in _values(case, "sp"):
+        fits = value <= MAX_RING if ring else ulysses_fits(case, value)
+        if value > 1 and fits and quick(case.with_option("sp", value)):
+            yield Candidate(Kind.REDUCE, set_degree("sp", value))
+    yield Candidate(Kind.CHANGE, set_term("sp", kind=None))
 
 
 def experts_not_divisible(case: Case) -> Iterator[Candidate]:

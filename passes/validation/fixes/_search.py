@@ -38,7 +38,6 @@ CHAIN_REPAIRS: Mapping[str, Repair] = {
     "PD204": chain.sp_in_decode,
     "PD209": chain.nothing_to_split,
     "PD223": chain.unknown_option,
-    "PD224": chain.unsupported_kind,
 }
 """Repairs that see the chain as written."""
 
@@ -49,6 +48,7 @@ REPAIRS: Mapping[str, Repair] = {
     "PD207": degrees.too_many_gpus,
     "PD211": degrees.shapes_do_not_divide,
     "PD212": degrees.shapes_do_not_divide,
+    "PD224": degrees.kind_does_not_fit,
     "PD213": degrees.shapes_do_not_divide,
     "PD214": degrees.shapes_do_not_divide,
     "PD215": degrees.experts_not_divisible,

@@ -15,7 +15,7 @@ from ._structure import atoms
 
 _LINEAR = frozenset(r.public for r in OPERATORS.values() if r.linear_in)
 _EXPERTS = ("Router", "Dispatch", "Expert", "Combine")
-_MOVES = ("AllReduce", "AllGather", "ReduceScatter", "AllToAll", "Dispatch", "Combine")
+_MOVES = ("AllReduce", "AllGather", "ReduceScatter", "AllToAll", "RingShift", "Dispatch", "Combine")
 _OFF_MAIN = ("Send", "Recv", "KVTransfer")
 _ATTENTION = ("KVWrite", "KVRead", "Attention")
 
@@ -207,6 +207,8 @@ def _verdict(g: Columns, node: int) -> int:
     group = {a for w in g.group[node] for a in atoms(g, w)}
     lost = {d: a - result[0].get(d, set()) for d, a in have[0].items() if a - result[0].get(d, set())}
     won = {d: a - have[0].get(d, set()) for d, a in result[0].items() if a - have[0].get(d, set())}
+    if g.op[node] == "RingShift":
+        return _shift_verdict(g, detail["inputs"][0], detail["outputs"][0], group)
     reduced, added = have[1] - result[1], result[1] - have[1]
     gone, come = (set().union(*x.values()) if x else set() for x in (lost, won))
     right = {
@@ -219,6 +221,16 @@ def _verdict(g: Columns, node: int) -> int:
     return 1 if not (reduced or gone or come or added) and not group & (have[1] | set().union(*have[0].values())) else 2
 
 
+def _shift_verdict(g: Columns, have: dict[str, Any], result: dict[str, Any], group: set[str]) -> int:
+    """The same for a hop round a ring: one dimension, cut by just the group, travels further."""
+    before, after = (t.get("shift", {}) for t in (have, result))
+    moved = [d for d in {*before, *after} if before.get(d, 0) != after.get(d, 0)]
+    cuts, partial = _placed(g, have)
+    if (cuts, partial) != _placed(g, result):
+        return 2
+    return 0 if len(moved) == 1 and cuts.get(moved[0]) == group else 2 if moved else 1
+
+
 def _placed(g: Columns, tensor: dict[str, Any]) -> tuple[dict[str, set[str]], set[str]]:
     """Atomic axes that cut each dimension, and those on which the tensor is partial."""
     cuts = {d: {a for w in words for a in atoms(g, w)} for d, words in tensor["placement"].items()}
@@ -226,10 +238,15 @@ def _placed(g: Columns, tensor: dict[str, Any]) -> tuple[dict[str, set[str]], se
 
 
 def gathered(g: Columns) -> Iterator[Diagnostic]:
-    """Attention sees the whole context: what SP cut is gathered before."""
+    """Attention sees the whole context: what SP cut is gathered before, or its partial states are merged after."""
     if g.detail is None:
         return
-    cut = g.detail.where(lambda v: any("context" in t["placement"] for t in v["inputs"]))
+    cut = g.detail.where(
+        lambda v: (
+            any("context" in t["placement"] for t in v["inputs"])
+            and not any("state" in t["dims"] for t in v["outputs"])
+        )
+    )
     yield from g.tell(
         "PD444", g.is_op("Attention") & cut, "its context is cut over sequence shards", "an all-gather of the KV cache"
     )

@@ -189,5 +189,7 @@ def _same(g: Columns, a: Any, b: Any) -> bool:
     if g.mesh is None:
         return True
     cuts = ({d: [x for w in words for x in atoms(g, w)] for d, words in t["placement"].items()} for t in (a, b))
+    if a.get("shift", {}) != b.get("shift", {}):
+        return False
     sums = ({(x, r) for w, r in t["partial"].items() for x in atoms(g, w)} for t in (a, b))
     return next(cuts) == next(cuts) and next(sums) == next(sums)

@@ -78,7 +78,7 @@ def _terms(draw: st.DrawFn, name: str) -> str:
         return "sp tp"
     text = f"{spelt} {draw(_DEGREES)}"
     if name == "sp":
-        text += draw(st.sampled_from(("", "", " kind allgather", " kind ring", " kind spiral")))
+        text += draw(st.sampled_from(("", "", " kind allgather", " kind ring", " kind ulysses", " kind spiral")))
     options = {
         "pp": ("", "", "", " { layers 4 4 }", " { layers 3 3 2  # uneven\n }", "{layers 1 2 3}"),
         "ep": ("", "", " { redundant 32 }", " { etp 2 }", " { etp 3  redundant 1 }"),

@@ -58,7 +58,8 @@ CASES = [
     ("PD223", "sp 2 kind spiral", "sp 2 kind spiral", "sp 2", {}),
     ("PD223", "tp 2 placement tp sp adp pp tp", "placement tp sp adp pp tp", "placement tp sp adp pp", {}),
     ("PD223", "tp 2 placement warp", "placement warp", "", {}),
-    ("PD224", "sp 2 kind ring", "sp 2 kind ring", "sp 2", {}),
+    ("PD224", "sp 3 kind ulysses", "sp 3 kind ulysses", "sp 3", {}),
+    ("PD224", "sp 6 kind ulysses", "sp 6 kind ulysses", "sp 2 kind ulysses", {}),
     ("PD306", "chunk 1", "chunk 1", "chunk 2", {"workload": "batch 1 input 200000 tokens"}),
 ]
 

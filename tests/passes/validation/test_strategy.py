@@ -87,8 +87,9 @@ RULES = [
     ("PD223", "tp 2 kind ring", "tp 2", {}, "`tp` has no kinds"),
     ("PD223", "tp 2 placement tp sp adp pp tp", "tp 2 placement tp sp adp pp", {}, "`tp` stands twice"),
     ("PD223", "pp 2 -> tp 2 placement tp sp", "pp 2 -> tp 2 placement tp pp", {}, "`pp` is missing"),
-    ("PD224", "sp 2 kind ring", "sp 2", {}, "not supported yet"),
-    ("PD224", "sp 2 kind ulysses", "sp 2 kind allgather", {}, "write `sp 2 kind allgather`"),
+    ("PD224", "sp 256 kind ring", "sp 128 kind ring", {"workload": "batch 1 input 4096 tokens"}, "has 255 hops"),
+    ("PD224", "sp 3 kind ulysses", "sp 3 kind ring", {}, "do not divide by `sp 3 kind ulysses`"),
+    ("PD224", "sp 16 kind ulysses -> tp 4", "sp 4 kind ulysses -> tp 4", {}, "or `sp 16 kind allgather`"),
     ("PD305", "tp 16", "tp 8", {}, "50 GB/s per GPU instead of 450 GB/s"),
     ("PD305", "ep 16", "ep 8", {"model": MOE}, "an EP group of 16 GPUs"),
     ("PD305", "pp 2 -> tp 8 placement tp sp adp pp", "pp 2 -> tp 8", {}, "`tp` is innermost"),
@@ -149,7 +150,7 @@ def test_rule_on_surroundings(code: str, illegal: dict[str, str], legal: dict[st
 
 
 def test_every_rule_has_a_case() -> None:
-    packs = {"PD035", "PD036"}  # tests/knowledge/test_packs.py
+    packs = {"PD045", "PD046"}  # tests/knowledge/test_packs.py
     tested = {r[0] for r in RULES} | {s[0] for s in SURROUNDINGS} | packs
     assert {r.code for r in (*PHASE_RULES, *SPEC_RULES)} <= tested
     assert tested <= CODES.keys()

@@ -1,0 +1,5 @@
+"""Deployment condition files: Markdown, YAML or JSON to a spec, with every line of the file accounted for."""
+
+from ._load import CONDITION_SUFFIXES, ConditionError, is_condition, load_condition, load_condition_text
+
+__all__ = ["CONDITION_SUFFIXES", "ConditionError", "is_condition", "load_condition", "load_condition_text"]
