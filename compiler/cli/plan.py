@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..diagnostics import Diagnostic, Severity
-from ._common import OutputFormat, report, reporting
+from ._common import KnowledgeOption, OutputFormat, report, reporting
 from .sweep import Where, run_sweep
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def plan_command(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, max=4096, help="Most workers; default the cores.", metavar="N")
     ] = None,
+    knowledge: KnowledgeOption = None,
 ) -> None:
     """Find the best parallel strategies of prefill and decode for a model, a cluster and a workload.
 
@@ -65,12 +66,13 @@ def plan_command(
     """
     options: dict[str, Any] = {"objective": objective.value if objective else None, "top": top, "max_gpus": max_gpus}
     if len(files) > 1 or files[0].is_dir() or executor is Where.RAY:
-        run_sweep(files, save_path, options, executor, workers)
+        run_sweep(files, save_path, options, executor, workers, knowledge)
     with reporting(OutputFormat.TEXT):
         from ..driver import load
         from ..plan.write import write_files
 
-        loaded = load(files[0])
+        loaded = load(files[0], knowledge=knowledge)
+        report((d for d in loaded.diagnostics if d.severity is Severity.WARNING), OutputFormat.TEXT, loaded.texts)
         with _progress() as told:
             plan, contents = planned(loaded, options, told)
         paths = write_files(contents, save_path)
@@ -132,9 +134,13 @@ _MISSED = {
     "ttft": ("PD302", "TTFT", 1.0, "s"),
     "tpot": ("PD303", "TPOT", 1e-3, "ms"),
     "throughput": ("PD304", "throughput", 1.0, "tokens/s"),
+    "throughput_per_gpu": ("PD304", "throughput per GPU", 1.0, "tokens/s"),
     "rate": ("PD316", "served rate", 1.0, "requests/s"),
 }
 """Constraint to code, name, and the unit in which it is told."""
+
+_MORE = {"throughput_per_gpu": "a larger batch"}
+"""What else than more GPUs meets a requirement."""
 
 
 def why_infeasible(plan: Plan) -> list[Diagnostic]:
@@ -150,12 +156,17 @@ def _missed(miss: Miss, closest: Deployment) -> Diagnostic:
     bound = "at most" if miss.constraint in ("memory", "ttft", "tpot") else "at least"
     return Diagnostic(
         code,
-        f"no strategy meets the requirements; the closest reaches a {name} of {miss.value / unit:.4g} {shown} "
-        f"on {closest.numbers.gpus} GPUs with a batch of {closest.numbers.batch}",
-        expected=f"{bound} {miss.limit / unit:.4g} {shown}",
-        help=f"relax it by a factor of {miss.factor:.3g}, or give more GPUs",
+        f"no strategy meets the requirements; the closest reaches a {name} of {_figure(miss.value / unit)} {shown} "
+        f"on {closest.numbers.gpus} GPU{'s' * (closest.numbers.gpus > 1)} with a batch of {closest.numbers.batch}",
+        expected=f"{bound} {_figure(miss.limit / unit)} {shown}",
+        help=f"relax it by a factor of {miss.factor:.3g}, or give {_MORE.get(miss.constraint, 'more GPUs')}",
         severity=Severity.ERROR,
     )
+
+
+def _figure(value: float) -> str:
+    """Four digits, without an exponent for large figures."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _nothing(plan: Plan) -> Diagnostic:

@@ -19,6 +19,7 @@ from ._common import OutputFormat, exit_code, reporting
 if TYPE_CHECKING:
     from ..plan.sweep import Done, Executor, Failed
     from ..spec import LoadedSpec
+    from ..spec.pack import Pack
 
 INTERRUPTED = 130
 """Exit code of a sweep that Ctrl-C ended, as shells have it: 128 + SIGINT."""
@@ -54,7 +55,12 @@ class Answer:
 
 
 def run_sweep(
-    files: Sequence[Path], save_path: Path, options: Mapping[str, Any], where: Where, workers: int | None
+    files: Sequence[Path],
+    save_path: Path,
+    options: Mapping[str, Any],
+    where: Where,
+    workers: int | None,
+    knowledge: Path | None = None,
 ) -> None:
     """Plan files and folders of them; what is written is told as one document. Ends with the exit code.
 
@@ -64,6 +70,7 @@ def run_sweep(
         options: Of :func:`paradag.plan`.
         where: On which workers.
         workers: How many; None for what there is.
+        knowledge: Knowledge pack of all files.
     """
     sources = _sources(files)
     single = len(sources) == 1 and sources[0] in files
@@ -73,9 +80,10 @@ def run_sweep(
     # Ray prints what happens to nodes; standard output is for the document.
     with redirect_stdout(sys.stderr):
         with reporting(OutputFormat.TEXT):
+            pack = _pack(knowledge)
             executor = _executor(where, workers, len(sources))
         try:
-            with closing(_answers(sources, options, executor)) as answers:
+            with closing(_answers(sources, options, executor, pack)) as answers:
                 for number, answer in answers:
                     # A file counts once all its results are there.
                     answer, paths = _write(answer, folders[number])
@@ -117,7 +125,7 @@ def plan_job(job: Job) -> Answer:
 
 
 def _answers(
-    sources: Sequence[Path], options: Mapping[str, Any], executor: Executor[Job, Answer]
+    sources: Sequence[Path], options: Mapping[str, Any], executor: Executor[Job, Answer], pack: Pack | None
 ) -> Generator[tuple[int, Answer], None, None]:
     """Number and answer of each file, as they come; one that cannot be read needs no worker."""
     from ..driver import load
@@ -130,7 +138,7 @@ def _answers(
             try:
                 if source.is_dir():
                     raise _empty(source)
-                yield number, Job(load(source), options)
+                yield number, Job(load(source, knowledge=pack), options)
             except DiagnosticError as error:
                 unread.append((number, Answer({}, error.diagnostics, error.texts)))
 
@@ -140,6 +148,15 @@ def _answers(
             yield from unread
             unread.clear()
     yield from unread
+
+
+def _pack(path: Path | None) -> Pack | None:
+    """The knowledge pack, read once for all files."""
+    if path is None:
+        return None
+    from ..knowledge.pack import load_pack
+
+    return load_pack(path)
 
 
 def _answer(outcome: Done[Answer] | Failed) -> Answer:

@@ -259,22 +259,22 @@ class Document(Header):
 
 def document_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the document."""
-    schema = _settled(Document.model_json_schema(by_alias=True, mode="serialization"))
+    schema = settled_schema(Document.model_json_schema(by_alias=True, mode="serialization"))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, **schema}
 
 
-def _settled(part: Any, *, by_name: bool = False) -> Any:
+def settled_schema(part: Any, *, by_name: bool = False) -> Any:
     """A schema in the one form that all versions of pydantic agree on: no whole number as a float, no list of one.
 
     Keywords are sorted; what is listed ``by_name`` (properties, definitions) keeps its order.
     """
     if isinstance(part, list):
-        return [_settled(p) for p in part]
+        return [settled_schema(p) for p in part]
     if isinstance(part, float):
         return plain(part)
     if not isinstance(part, dict):
         return part
-    settled = {key: _settled(value, by_name=key in ("properties", "$defs")) for key, value in part.items()}
+    settled = {key: settled_schema(value, by_name=key in ("properties", "$defs")) for key, value in part.items()}
     if by_name:
         return settled
     if len(settled.get("allOf", ())) == 1:

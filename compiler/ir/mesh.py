@@ -50,6 +50,7 @@ class Mesh:
     dp: int = 1
     first_rank: int = 0
     _sizes: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _products: dict[tuple[str, ...], int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._sizes.update({a.name: a.size for a in self.axes})
@@ -70,7 +71,10 @@ class Mesh:
 
     def size(self, axes: Iterable[str]) -> int:
         """Ranks along a set of atomic axes."""
-        return prod(self._sizes[a] for a in axes)
+        key = tuple(axes)
+        if key not in self._products:
+            self._products[key] = prod(self._sizes[a] for a in key)
+        return self._products[key]
 
     def degree(self, view: str) -> int:
         """Degree of a named axis, 1 where it is absent."""

@@ -9,11 +9,12 @@ from ..spec import DTYPES
 from ..spec.catalog import accelerator_rows
 from ._reader import Reader
 
-_SHARES = frozenset({"compute_efficiency", "bandwidth_efficiency", "network_efficiency"})
-_POSITIVE = frozenset({"memory_gb", "memory_gb_per_s", "scale_out_gb_per_s", "host_gb_per_s", "launch_overhead_s"})
+_SHARES = frozenset({"network_efficiency"})
+_COUNTS = frozenset({"gpus_per_node", "units"})
+_POSITIVE = frozenset({"memory_gb", "memory_gb_per_s", "scale_out_gb_per_s", "host_gb_per_s"})
 _TEXTS = frozenset({"vendor", "architecture", "compute_capability", "confidence"})
 _LISTS = frozenset({"sources", "notes"})
-_KEYS = _SHARES | _POSITIVE | _TEXTS | _LISTS | {"tflops", "scale_up", "gpus_per_node"}
+_KEYS = _SHARES | _COUNTS | _POSITIVE | _TEXTS | _LISTS | {"tflops", "scale_up"}
 _NEEDED = ("tflops", "memory_gb", "memory_gb_per_s", "scale_up", "gpus_per_node")
 _FORMATS = frozenset({*DTYPES, "fp4"} - {"nvfp4", "mxfp4"})
 _LINK = {"name": "text", "gb_per_s": "positive", "domain": "count"}
@@ -52,7 +53,7 @@ def _row(reader: Reader, path: tuple[str, ...], table: Mapping[str, Any]) -> dic
         elif key in _LISTS:
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
                 reader.wrong(at, f"`{key}` is no list of texts", f'`{key} = ["..."]`')
-        elif key == "gpus_per_node":
+        elif key in _COUNTS:
             reader.count(at, value)
         elif not isinstance(value, dict):
             reader.wrong(at, f"`{key}` is no table", "`tflops = { bf16 = 400 }`, or `scale_up = { gb_per_s = 200 }`")

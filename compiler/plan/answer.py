@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import gcd
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..spec import ChainTerm, Spec, StrategySpec
+from ..spec.pack_law import settled
 from ..spec.strategy import Phase
 from .joint import Options, Pairs, misses, pareto, ranking
 from .layouts import Layouts
@@ -58,9 +60,10 @@ def answer(
     order = feasible[ranking(pairs[feasible], search.objective, per_gpu, output)]
     front = _front(pairs, feasible, output)
     if not len(feasible):
-        # the closest: by the requirement that is missed most
-        order = np.argsort(worst, kind="stable")
-    top = tuple(writer.deployment(int(i)) for i in order[: search.top])
+        # the closest: by the requirement that is missed most, then by the objective
+        order = ranking(pairs, search.objective, per_gpu, output)
+        order = order[np.argsort(worst[order], kind="stable")]
+    top = tuple(writer.distinct(order, search.top))
     chosen = top[0] if len(feasible) else None
     return Plan(
         objective=search.objective,
@@ -106,7 +109,7 @@ class _Writer:
         by_phase = self.options[int(pairs.batch[index])]
         chosen = {phase: (by_phase[phase, separate], int(getattr(pairs, phase)[index])) for phase in search.phases}
         strategies = tuple(
-            strategy_spec(phase, self.tables[phase].candidates, self.tables[phase].costs.layouts,
+            strategy_spec(search.spec, phase, self.tables[phase].candidates, self.tables[phase].costs.layouts,
                           int(o.strategy[i]), int(o.dp[i]), separate=separate)
             for phase, (o, i) in chosen.items()
         )  # fmt: skip
@@ -123,6 +126,36 @@ class _Writer:
             kv_transfer_s=float(pairs.transfer[index]),
         )
         return Deployment(strategies, separate, numbers, self._misses(index, numbers))
+
+    def distinct(self, order: Ints, most: int) -> Iterator[Deployment]:
+        """The first deployments, each once: replicas of a stage that share nothing are replicas of the pipeline."""
+        told: set[tuple[object, ...]] = set()
+        for index in order.tolist():
+            if len(told) == most:
+                return
+            deployment = self.deployment(index)
+            numbers = deployment.numbers
+            figures = (numbers.ttft_s, numbers.tpot_s, numbers.requests_per_s, *numbers.memory_bytes.values())
+            key = (
+                deployment.separate, numbers.batch, numbers.gpus,
+                *(f"{figure:.9e}" for figure in figures if figure is not None),
+                *(key for phase in self.search.phases for key in self._splits(index, phase)),
+            )  # fmt: skip
+            if key not in told:
+                told.add(key)
+                yield deployment
+
+    def _splits(self, index: int, phase: Phase) -> tuple[int, ...]:
+        """How a phase is split, with replicas of the pipeline and independent parts of a stage taken together."""
+        table = self.tables[phase]
+        options = self.options[int(self.pairs.batch[index])][phase, bool(self.pairs.separate[index])]
+        option = int(getattr(self.pairs, phase)[index])
+        strategy, dp = int(options.strategy[option]), int(options.dp[option])
+        names = ("layout", "pp", "microbatches", "chunk")
+        layout, pp, microbatches, chunk = (int(getattr(table.candidates, n)[strategy]) for n in names)
+        d = table.costs.layouts.degrees(layout)
+        apart = gcd(d.adp, d.edp) if self.search.spec.model.moe is not None else 1
+        return (pp, microbatches, chunk * dp, dp * apart, d.ranks // apart, d.sp, d.tp, d.ep, d.etp, d.sp_on_tp)
 
     def _memory(self, chosen: Mapping[Phase, tuple[Options, int]], separate: bool) -> dict[Phase, float]:
         """Bytes of each phase's fullest GPU, as `compile` counts them."""
@@ -141,11 +174,12 @@ class _Writer:
 
     def _misses(self, index: int, numbers: Numbers) -> tuple[Miss, ...]:
         require, rate = self.search.spec.workload.require, self.search.spec.workload.rate
-        limits = {"ttft": require.ttft, "tpot": require.tpot, "throughput": require.throughput, "rate": rate}
+        limits = {**require.model_dump(), "rate": rate}
         values = {
             "ttft": numbers.ttft_s,
             "tpot": numbers.tpot_s,
             "throughput": numbers.tokens_per_s,
+            "throughput_per_gpu": numbers.tokens_per_s_per_gpu,
             "rate": numbers.requests_per_s,
         }
         found = [
@@ -160,9 +194,9 @@ class _Writer:
 
 
 def strategy_spec(
-    phase: Phase, candidates: Candidates, layouts: Layouts, index: int, dp: int, *, separate: bool
+    spec: Spec, phase: Phase, candidates: Candidates, layouts: Layouts, index: int, dp: int, *, separate: bool
 ) -> StrategySpec:
-    """A strategy as the language says it: degrees of 1 and what follows from the law are left out."""
+    """A strategy as the language says it: degrees of 1 and what follows from the built-in law are left out."""
     at = int(candidates.layout[index])
     d = layouts.degrees(at, pp=int(candidates.pp[index]), dp=dp)
     chain = [ChainTerm(name=name, degree=degree) for name, degree in (("dp", d.dp), ("pp", d.pp)) if degree > 1]
@@ -171,11 +205,13 @@ def strategy_spec(
     elif d.sp > 1:
         chain.append(ChainTerm(name="sp", degree=d.sp))
     usual = 1 if d.ep > 1 else d.tp
+    # A pack's law may read an open TP inside the experts in its own way.
+    told = d.etp != usual or (spec.pack is not None and spec.pack.law.etp is not None)
     if d.ep > 1 or d.etp != usual:
-        chain.append(ChainTerm(name="ep", degree=d.ep, etp=d.etp if d.etp != usual else None))
+        chain.append(ChainTerm(name="ep", degree=d.ep, etp=d.etp if told else None))
     if d.tp > 1:
         chain.append(ChainTerm(name="tp", degree=d.tp))
-    return StrategySpec(
+    strategy = StrategySpec(
         phase=phase,
         chain=tuple(chain),
         ranks=d.ranks if d.ranks != max(d.sp * d.tp, d.ep * d.etp) else None,
@@ -183,6 +219,7 @@ def strategy_spec(
         chunk=int(candidates.chunk[index]) or None,
         pools="separate" if separate else "shared",
     )
+    return settled(spec, strategy)
 
 
 def _chosen_spec(spec: Spec, chosen: Deployment | None) -> Spec:

@@ -6,7 +6,7 @@ on graphs whose mesh holds arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ...passes.analysis.memory import buffer_bytes, cache_bytes, param_bytes, peak_activations, tied_away
 from ...passes.analysis.schedule import stream_of
-from ..cost import Hardware, node_cost
+from ..cost import Hardware
+from ..cost.nodes import node_terms
 from ..ir.graph import Block, Graph, Phase
 from ..ir.mesh import Mesh
 from ..ir.types import Number
@@ -55,7 +56,7 @@ class Evaluator:
         self._cores: dict[bool, Core] = {
             k: core(self.model, self.phase, self.prompt, megatron=k) for k in kinds or [False]
         }
-        self._axes = core_axes(self.layouts, self.model)
+        self._seen = core_axes(self.layouts, self.model, self.hardware.domain)
         layers = [b for b in next(iter(self._cores.values())).staged.blocks if b.role == "layer"]
         names = [b.name for b in layers]
         members = [b.layers for b in layers]
@@ -88,31 +89,28 @@ class Evaluator:
             return self._seconds(layout, batch, new, past, first, last)
         known = self._seconds(some, sizes, tokens, None, is_first > 0, is_last > 0)
         out = Seconds(*(getattr(known, f.name)[..., where] for f in fields(Seconds)))
-        for chunk in _chunks(len(layout)):
-            extents = {"batch": batch[chunk], "new": new[chunk], "context": past[chunk] + new[chunk]}
-            for mine, graphs, mesh in self._core_rows(layout[chunk]):
+        (seen, sizes, tokens, before), where = distinct_rows(*self._core_batch(layout, batch), new, past)
+        more = np.zeros((len(self.parts), len(seen)))
+        for chunk in _chunks(len(seen)):
+            extents = {"batch": sizes[chunk], "new": tokens[chunk], "context": before[chunk] + tokens[chunk]}
+            for mine, graphs, mesh in self._core_rows(seen[chunk]):
                 here = np.arange(chunk.start, chunk.stop)[mine]
                 picked = {k: v[mine] for k, v in extents.items()}
                 graph = _on(graphs.staged, mesh)
                 for part, block in enumerate(graph.with_role("layer")):
-                    out.parts[part, here] += self._total(graph, block, picked, {}, looks_at_context)
-        return out
+                    more[part, here] = self._total(graph, block, picked, {}, looks_at_context)
+        return replace(out, parts=out.parts + more[:, where])
 
     def _seconds(self, layout: Ints, batch: Ints, new: Ints, past: Ints | None, first: Bools, last: Bools) -> Seconds:
         """Seconds of all nodes; without ``past``, of those that do not look at the context."""
-        rows = len(layout)
-        out = Seconds(
-            np.zeros((len(self.parts), rows)), np.zeros(rows), np.zeros(rows), np.zeros((2, rows)), np.zeros((2, rows))
-        )
         nodes = by_tokens if past is None else everything
         context = new if past is None else past + new
-        for chunk in _chunks(rows):
+        distinct, where = distinct_rows(*self._core_batch(layout, batch), new, context, first * 1, last * 1)
+        core = self._core_parts(distinct, nodes)
+        out = Seconds(*(getattr(core, f.name)[..., where] for f in fields(Seconds)))
+        for chunk in _chunks(len(layout)):
             extents = {"batch": batch[chunk], "new": new[chunk], "context": context[chunk]}
             masks = {"first": first[chunk], "last": last[chunk], "early": ~last[chunk]}
-            for mine, graphs, mesh in self._core_rows(layout[chunk]):
-                here = np.arange(chunk.start, chunk.stop)[mine]
-                some = {k: v[mine] for k, v in extents.items()}
-                self._core_seconds(graphs, mesh, some, {k: v[mine] for k, v in masks.items()}, nodes, here, out)
             for mine, graph, mesh in self._expert_rows(layout[chunk]):
                 some = {k: v[mine] for k, v in extents.items()}
                 placed = _on(graph, mesh)
@@ -121,18 +119,36 @@ class Evaluator:
                 out.parts[-1, here] = self._total(placed, placed.blocks[0], some, shown, nodes)
         return out
 
+    def _core_parts(self, rows: Sequence[Ints], nodes: NodeFilter) -> Seconds:
+        """Seconds of the blocks without experts; rows are core, batch of a group, new, context, first and last."""
+        core, batch, new, context, first, last = rows
+        count = len(core)
+        out = Seconds(
+            np.zeros((len(self.parts), count)), np.zeros(count), np.zeros(count),
+            np.zeros((2, count)), np.zeros((2, count)),
+        )  # fmt: skip
+        for chunk in _chunks(count):
+            extents = {"batch": batch[chunk], "new": new[chunk], "context": context[chunk]}
+            masks = {"first": first[chunk] > 0, "last": last[chunk] > 0, "early": last[chunk] == 0}
+            for mine, graphs, mesh in self._core_rows(core[chunk]):
+                here = np.arange(chunk.start, chunk.stop)[mine]
+                some = {k: v[mine] for k, v in extents.items()}
+                self._core_seconds(graphs, mesh, some, {k: v[mine] for k, v in masks.items()}, nodes, here, out)
+        return out
+
     def sending(self, layout: Ints, batch: Ints) -> Floats:
         """[parts, rows] seconds that a rank sends the cache of one layer and micro-batch to another pool."""
-        out = np.zeros((len(self.parts), len(layout)))
-        for mine, graphs, mesh in self._core_rows(layout):
+        (core, sizes), where = distinct_rows(*self._core_batch(layout, batch))
+        out = np.zeros((len(self.parts), len(core)))
+        for mine, graphs, mesh in self._core_rows(core):
             tokens = np.full(len(mine), self.prompt)
-            extents = {"batch": batch[mine], "new": tokens, "context": tokens}
+            extents = {"batch": sizes[mine], "new": tokens, "context": tokens}
             graph = _on(graphs.staged, mesh)
             for part, block in enumerate(graph.with_role("layer")):
                 for node in block.nodes:
                     if node.op == "kv_send":
-                        out[part, mine] = node_cost(graph, block, node, self.hardware, extents).time
-        return out
+                        out[part, mine] = node_terms(graph, block, node, self.hardware, extents).time
+        return out[:, where]
 
     def _core_seconds(
         self,
@@ -157,7 +173,7 @@ class Evaluator:
             for node in block.nodes:
                 if node.op == "send":
                     for crosses, graph in enumerate((inside, outside)):
-                        message[crosses, here] = node_cost(graph, block, node, self.hardware, extents).time
+                        message[crosses, here] = node_terms(graph, block, node, self.hardware, extents).time
 
     def _total(
         self,
@@ -171,7 +187,7 @@ class Evaluator:
         total: Number = 0.0
         for node in block.nodes:
             if STREAMS[stream_of(node)] == "main" and node.steps not in ("later", "early") and nodes(block, node):
-                time = node_cost(graph, block, node, self.hardware, extents).time
+                time = node_terms(graph, block, node, self.hardware, extents).time
                 total = total + (time if node.items == "all" else np.where(masks[node.items], time, 0.0))
         return total
 
@@ -182,7 +198,7 @@ class Evaluator:
 
         The second axis of the ends is (one stage, several stages).
         """
-        count = len(self.layouts)
+        count = len(self._seen.megatron)
         parts, ends = np.zeros((len(self.parts), count)), np.zeros((2, 2, count))
         every = np.arange(count)
         for mine, graphs, mesh in self._core_rows(every):
@@ -195,6 +211,7 @@ class Evaluator:
                 for block in graph.blocks:
                     if block.role in ENDS:
                         ends[ENDS.index(block.role), stages, mine] = _weights(_on(graph, mesh), block, stages + 1)
+        parts, ends = parts[:, self._seen.of], ends[:, :, self._seen.of]
         if self._has_experts:
             parts[-1] = self._expert_weights()
         return parts, ends
@@ -217,16 +234,17 @@ class Evaluator:
 
     def cache(self, layout: Ints, batch: Ints, context: int) -> Floats:
         """[parts, rows] bytes of one layer's cache of a micro-batch of ``batch`` sequences."""
-        out = np.zeros((len(self.parts), len(layout)))
-        for mine, graphs, mesh in self._core_rows(layout):
+        (core, sizes), where = distinct_rows(*self._core_batch(layout, batch))
+        out = np.zeros((len(self.parts), len(core)))
+        for mine, graphs, mesh in self._core_rows(core):
             graph = _on(graphs.staged, mesh)
             part = 0
             for block in graph.blocks:
                 if block.role == "layer":
                     if any(n.op == "kv_write" for n in block.nodes):
-                        out[part, mine] = cache_bytes(graph, block, batch[mine], context)
+                        out[part, mine] = cache_bytes(graph, block, sizes[mine], context)
                     part += 1
-        return out
+        return out[:, where]
 
     def working(self, layout: Ints, batch: Ints, new: Ints, context: Ints) -> Bytes:
         """Activations and buffers per row.
@@ -237,17 +255,9 @@ class Evaluator:
             new: [items, rows] most new tokens per sequence of the item.
             context: [items, rows] tokens per sequence in the end.
         """
-        rows = len(layout)
-        parts = len(self.parts)
-        out = Bytes(
-            np.zeros((parts, rows)), np.zeros((parts, rows)), np.zeros((parts, rows)),
-            np.zeros((2, 2, 2, rows)), np.zeros((2, rows)),
-        )  # fmt: skip
-        for chunk in _chunks(rows):
+        out = self._core_working(layout, batch, new, context)
+        for chunk in _chunks(len(layout)):
             extents = {"batch": batch[:, chunk], "new": new[:, chunk], "context": context[:, chunk]}
-            for mine, graphs, mesh in self._core_rows(layout[chunk]):
-                here = np.arange(chunk.start, chunk.stop)[mine]
-                self._core_bytes(graphs, mesh, {k: v[:, mine] for k, v in extents.items()}, here, out)
             for mine, graph, mesh in self._expert_rows(layout[chunk]):
                 here = np.arange(chunk.start, chunk.stop)[mine]
                 some = {k: v[:, mine] for k, v in extents.items()}
@@ -255,6 +265,24 @@ class Evaluator:
                 out.activations[-1, here] = peak_activations(placed, placed.blocks[0], some)
                 out.buffers[-1, here] = _buffers(placed, placed.blocks[0], some)
         return out
+
+    def _core_working(self, layout: Ints, batch: Ints, new: Ints, context: Ints) -> Bytes:
+        """Bytes of the blocks without experts; see :meth:`working`."""
+        core, sizes = self._core_batch(layout, batch)
+        items = len(batch)
+        (core, *rest), where = distinct_rows(core, *sizes, *new, *context)
+        names = ("batch", "new", "context")
+        columns = {name: np.stack(rest[n * items : (n + 1) * items]) for n, name in enumerate(names)}
+        parts, rows = len(self.parts), len(core)
+        out = Bytes(
+            np.zeros((parts, rows)), np.zeros((parts, rows)), np.zeros((parts, rows)),
+            np.zeros((2, 2, 2, rows)), np.zeros((2, rows)),
+        )  # fmt: skip
+        for chunk in _chunks(rows):
+            for mine, graphs, mesh in self._core_rows(core[chunk]):
+                here = np.arange(chunk.start, chunk.stop)[mine]
+                self._core_bytes(graphs, mesh, {k: v[:, here] for k, v in columns.items()}, here, out)
+        return Bytes(*(getattr(out, f.name)[..., where] for f in fields(Bytes)))
 
     def _core_bytes(self, graphs: Core, mesh: Mesh, extents: Mapping[str, Number], here: Ints, out: Bytes) -> None:
         staged, alone = _on(graphs.staged, mesh), _on(graphs.alone, mesh)
@@ -298,14 +326,18 @@ class Evaluator:
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
-    def _core_rows(self, layout: Ints) -> Iterator[tuple[Ints, Core, Mesh]]:
-        """Rows by kind of core: their places, the core, the mesh of their layouts."""
-        sizes, strides = self._axes
-        kind = self.layouts.megatron[layout]
+    def _core_batch(self, layout: Ints, batch: Ints) -> tuple[Ints, Ints]:
+        """What blocks without experts see: the layout's core, and the sequences of its fullest group."""
+        return self._seen.of[layout], -(-batch // self._seen.groups[layout])
+
+    def _core_rows(self, core: Ints) -> Iterator[tuple[Ints, Core, Mesh]]:
+        """Rows by kind of core: their places, its graphs, the mesh of their layouts."""
+        sizes, strides = self._seen.sizes, self._seen.strides
+        kind = self._seen.megatron[core]
         for megatron, graphs in self._cores.items():
             mine = np.flatnonzero(kind == megatron)
             if len(mine):
-                chosen = layout[mine]
+                chosen = core[mine]
                 structure = Structure(CORE_LABELS, megatron=megatron)
                 yield mine, graphs, structure.mesh(sizes[:, chosen], strides[:, chosen])
 

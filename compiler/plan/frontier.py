@@ -21,28 +21,28 @@ def skyband(columns: Floats, layers: int = 1) -> Ints:
     """
     if not columns.shape[1]:
         return np.zeros(0, dtype=np.int64)
-    order = np.lexsort(columns[::-1])
-    left, kept = order, []
+    varying = columns[columns.min(axis=1) < columns.max(axis=1)]
+    low = varying.min(axis=1, keepdims=True)
+    # Whatever dominates an entry comes before it; by the sum, few of the first beat most of the others.
+    total = ((varying - low) / (varying.max(axis=1, keepdims=True) - low)).sum(axis=0)
+    order = np.lexsort((*varying[::-1], total))
+    values = varying[:, order]
+    left, kept = np.arange(len(order)), []
     for _ in range(layers):
-        front, left = _front(columns, left)
-        kept.append(front)
+        front = _front(values[:, left])
+        kept.append(left[front])
+        left = np.delete(left, front)
         if not len(left):
             break
-    return np.sort(np.concatenate(kept))
+    return np.sort(order[np.concatenate(kept)])
 
 
-def _front(columns: Floats, entries: Ints) -> tuple[Ints, Ints]:
-    """The entries that none dominates, and the others; entries in lexicographic order."""
+def _front(values: Floats) -> Ints:
+    """Places of the entries that none dominates, where none comes after one that it dominates."""
     front: list[int] = []
-    rest: list[Ints] = []
-    left = entries
-    while len(left):
-        best = left[0]
-        front.append(int(best))
-        beaten = np.asarray((columns[:, left] >= columns[:, best, None]).all(axis=0))
-        beaten[0] = True
-        rest.append(left[beaten][1:])
-        left = left[~beaten]
-    others = np.concatenate(rest) if rest else entries[:0]
-    # lexicographic order again, for the next layer
-    return np.array(front, dtype=np.int64), others[np.lexsort(columns[::-1, others])]
+    places = np.arange(values.shape[1])
+    while len(places):
+        front.append(int(places[0]))
+        better = np.asarray((values < values[:, :1]).any(axis=0))
+        values, places = values[:, better], places[better]
+    return np.array(front, dtype=np.int64)

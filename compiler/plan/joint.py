@@ -36,6 +36,7 @@ class Options:
         moving: The same where the cache moves.
         weights: Bytes of the weights among them.
         transfer: Seconds that the busiest rank sends caches of the batch (prefill; 0 in decode).
+        complexity: Ways of splitting that are used; the simplest first.
     """
 
     strategy: Ints
@@ -48,6 +49,7 @@ class Options:
     moving: Floats
     weights: Floats
     transfer: Floats
+    complexity: Ints
 
     def __len__(self) -> int:
         return len(self.strategy)
@@ -69,6 +71,7 @@ class Pairs:
     tpot: Floats
     requests: Floats
     transfer: Floats
+    complexity: Ints
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -114,6 +117,7 @@ def shared_pairs(batch: int, output: int, prefill: Options, decode: Options, cap
         tpot=decode.latency[d],
         requests=batch / time,
         transfer=np.where(moves, prefill.transfer[p], 0.0),
+        complexity=prefill.complexity[p] + decode.complexity[d],
     )
 
 
@@ -149,6 +153,7 @@ def separate_pairs(
         tpot=decode.latency[d],
         requests=batch / np.maximum(busy, output * decode.latency[d]),
         transfer=prefill.transfer[p],
+        complexity=prefill.complexity[p] + decode.complexity[d] + 1,
     )
 
 
@@ -169,6 +174,7 @@ def single_phase(batch: int, options: Options, phase: str, output: int, capacity
         tpot=zero if prefills else latency,
         requests=batch / (latency if prefills else output * latency),
         transfer=zero,
+        complexity=options.complexity[mine],
     )
 
 
@@ -222,6 +228,8 @@ def misses(pairs: Pairs, require: Requirements, rate: float | None, output: int)
         found["tpot"] = pairs.tpot / require.tpot
     if require.throughput is not None:
         found["throughput"] = require.throughput / (pairs.requests * output)
+    if require.throughput_per_gpu is not None:
+        found["throughput_per_gpu"] = require.throughput_per_gpu * pairs.gpus / (pairs.requests * output)
     if rate is not None:
         found["rate"] = rate / pairs.requests
     return found
@@ -233,23 +241,31 @@ def ranking(pairs: Pairs, objective: Objective, per_gpu: bool, output: int) -> I
     Args:
         pairs: Feasible deployments.
         objective: latency: TPOT, then tokens/s, then GPUs. throughput: tokens/s (per GPU with ``per_gpu``), within
-            1 % of the best the fewest GPUs. balanced: the knee of the Pareto frontier first, then by its distance.
+            1 % of the best the fewest GPUs; then TPOT. balanced: the knee of the Pareto frontier first, then by its
+            distance. What is left equal is decided by fewer GPUs, then by the simpler strategy.
         per_gpu: Whether GPUs are as many as wanted, so that throughput counts per GPU.
         output: Tokens per request.
     """
-    tokens = pairs.requests * output
+    tokens, tpot = pairs.requests * output, _even(pairs.tpot)
+    last = pairs.complexity, pairs.gpus
     if objective == "latency":
         first = pairs.tpot if pairs.tpot.any() else pairs.ttft
-        return np.lexsort((pairs.gpus, -tokens, first))
+        return np.lexsort((*last, -_even(tokens), _even(first)))
     if objective == "throughput":
         if per_gpu:
-            return np.lexsort((pairs.gpus, -tokens / pairs.gpus))
+            return np.lexsort((*last, tpot, -_even(tokens / pairs.gpus)))
         good = tokens >= (1 - TOLERANCE) * tokens.max(initial=0.0)
-        return np.lexsort((-tokens, np.where(good, pairs.gpus, np.iinfo(np.int64).max), ~good))
+        return np.lexsort((*last, tpot, -_even(tokens), np.where(good, pairs.gpus, np.iinfo(np.int64).max), ~good))
     speed = np.log(np.maximum(pairs.tpot if pairs.tpot.any() else pairs.ttft, 1e-300))
     value = np.log(np.maximum(tokens / pairs.gpus, 1e-300))
     distance = np.hypot(_share(speed), _share(-value))
-    return np.lexsort((pairs.gpus, distance))
+    return np.lexsort((*last, _even(distance)))
+
+
+def _even(column: Floats) -> Floats:
+    """The figures to twelve digits: the same sum in another order is a tie."""
+    mantissa, exponent = np.frexp(column)
+    return np.ldexp(np.round(mantissa, 12), exponent)
 
 
 def _share(column: Floats) -> Floats:

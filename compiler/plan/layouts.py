@@ -143,10 +143,30 @@ def _between(cut: Ints, attention: Ints, position: int) -> Bools:
     return fits
 
 
-def core_axes(layouts: Layouts, model: ModelSpec) -> tuple[Ints, Ints]:
-    """Sizes and strides, [axes, layouts], of the axes of :data:`.structure.CORE_LABELS`, innermost first.
+@dataclass(frozen=True)
+class Cores:
+    """What blocks without experts see of the layouts: most layouts are alike to them.
 
-    The experts' cuts are there, because a group that spans domains costs by its atomic axes.
+    Attributes:
+        sizes: [axes, cores] of the axes of :data:`.structure.CORE_LABELS`, innermost first.
+        strides: Distances in ranks, alike.
+        megatron: [cores] whether the stream is cut over tp.
+        of: [layouts] number of each layout's core.
+        groups: [layouts] attention-DP groups, which share the batch and nothing else.
+    """
+
+    sizes: Ints
+    strides: Ints
+    megatron: Bools
+    of: Ints
+    groups: Ints
+
+
+def core_axes(layouts: Layouts, model: ModelSpec, domain: int) -> Cores:
+    """The layouts as blocks without experts see them.
+
+    The experts' cuts are there, because a group that spans domains costs by its atomic axes; where that makes no
+    difference they are left out, and so are groups of attention DP.
     """
     own = [np.ones_like(layouts.ranks), *layouts.attention_cuts(model), layouts.ranks]
     others = np.ones((2, len(layouts)), dtype=np.int64)
@@ -156,8 +176,16 @@ def core_axes(layouts: Layouts, model: ModelSpec) -> tuple[Ints, Ints]:
     chain = [own[0]]
     for low, high in pairwise(own):
         chain += [np.clip(others[0], low, high), np.clip(others[1], low, high), high]
-    points = np.stack(chain)
-    return points[1:] // points[:-1], points[:-1]
+    points = np.stack(chain[:-3])
+    for low in range(0, len(points) - 1, 3):
+        cut, high = points[low : low + 4], points[low + 3]
+        parts = np.clip(domain // cut[:-1], 1, cut[1:] // cut[:-1])
+        alike = parts.prod(axis=0) == np.clip(domain // cut[0], 1, high // cut[0])
+        points[low + 1 : low + 3] = np.where(alike, high, cut[1:3])
+    points = np.concatenate([points, *[points[-1:]] * 3])
+    distinct, of = np.unique(np.concatenate([points, layouts.megatron[None]]), axis=1, return_inverse=True)
+    points, megatron = distinct[:-1], distinct[-1] > 0
+    return Cores(points[1:] // points[:-1], points[:-1], megatron, of.reshape(-1), layouts.adp)
 
 
 def _placed(structure: Structure, index: Ints, attention: Ints, experts: Ints, ranks: Ints) -> Placed:

@@ -51,8 +51,8 @@ class Miss:
     """A requirement that a deployment misses.
 
     Attributes:
-        constraint: ``memory``, ``ttft``, ``tpot``, ``throughput`` or ``rate``.
-        value: What it reaches: bytes, seconds, tokens per second, requests per second.
+        constraint: ``memory``, ``ttft``, ``tpot``, ``throughput``, ``throughput_per_gpu`` or ``rate``.
+        value: What it reaches: bytes, seconds, tokens per second (and GPU), requests per second.
         limit: What is required, in the same unit.
     """
 

@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 from ..build import decode_context
 from ..cost import Hardware, resolve_hardware
 from ..spec import Assumption, LoadedSpec
+from ..spec.pack_law import stated
 from ..spec.strategy import Phase
 from .answer import answer
 from .evaluate import Evaluator
 from .joint import Options, Pairs, separate_pairs, shared_pairs, single_phase
 from .layouts import Layouts
 from .legality import layout_faults, schedule_faults
+from .packs import counted_gpus, refused_layouts, refused_replicas, refused_schedules
 from .phase import Needs, PhaseCosts
 from .result import Objective, PhaseCounts, Plan
 from .space import COARSE, FINE_GPUS, Bounds, Candidates, Law, schedules, stage_layouts
-from .table import PhaseTable, batches_searched, first_fault, gpus_searched
+from .table import PhaseTable, batches_searched, complexity, first_fault, gpus_searched
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -49,8 +51,8 @@ class Search:
         self.loaded, self.spec = loaded, loaded.spec
         self.top, self.law, self.progress = top, law, progress
         self.began = time.perf_counter()
-        self.hardware, assumed = resolve_hardware(self.spec.cluster, self.spec.model.dtype)
-        self.assumptions: list[Assumption] = [*loaded.assumptions, *assumed]
+        self.hardware, assumed = resolve_hardware(self.spec.cluster, self.spec.model.dtype, pack=self.spec.pack)
+        self.assumptions: list[Assumption] = [*loaded.assumptions, *assumed, *stated(self.spec.pack)]
         require = self.spec.workload.require
         self.context = decode_context(self.spec)
         self.objective: Objective = objective or ("latency" if require.ttft is None else "throughput")
@@ -58,6 +60,7 @@ class Search:
         self._layouts: dict[tuple[str | int, ...], int] = {}
         self._numbered: dict[tuple[Phase, str], Ints] = {}
         self._offsets: dict[int, Floats] = {}
+        self._complexities: dict[Phase, tuple[PhaseTable, Ints]] = {}
         self._staged: tuple[Ints, Candidates] | None = None
         self.capacity = self.hardware.memory
         self.gpus, made = gpus_searched(self.spec, self.capacity, max_gpus)
@@ -76,7 +79,8 @@ class Search:
         model, prompt = self.spec.model, self.spec.workload.input
         layouts = stage_layouts(model, phase, self.gpus)
         faults = layout_faults(layouts, model, phase, prompt)
-        faults = {"law": ~self.law.fits(layouts), **faults}
+        own = refused_layouts(self.spec, phase, layouts)
+        faults = {"law": ~self.law.fits(layouts), **own, **faults}
         legal, blamed = first_fault(faults, len(layouts))
         tried, staged = self._tried(layouts, phase)
         pruned = {code: int(tried[mask].sum()) for code, mask in blamed.items() if mask.any()}
@@ -85,11 +89,7 @@ class Search:
         evaluator = Evaluator(model, self.hardware, phase, prompt, layouts[legal])
         costs = PhaseCosts(evaluator, self.context)
         candidates = self._candidates(costs, phase, self.capacity)
-        faults = schedule_faults(
-            costs.layouts[candidates.layout], model, phase, prompt,
-            {name: getattr(candidates, name) for name in ("pp", "batch", "microbatches", "chunk")},
-        )  # fmt: skip
-        fine, blamed = first_fault(faults, len(candidates))
+        fine, blamed = first_fault(self._faults(costs, candidates), len(candidates))
         for code, mask in blamed.items():
             if mask.any():
                 pruned[code] = pruned.get(code, 0) + int(mask.sum())
@@ -106,9 +106,19 @@ class Search:
         pending = candidates[fits]
         return PhaseTable(phase, costs, empty, np.zeros(0), nothing, nothing, np.zeros(0), counts, pending, smallest)
 
+    def _faults(self, costs: PhaseCosts, candidates: Candidates) -> dict[str, NDArray[np.bool_]]:
+        """Rule code or place in the pack to the strategies of legal layouts that break it."""
+        phase, layouts = costs.evaluator.phase, costs.layouts[candidates.layout]
+        names = ("pp", "batch", "microbatches", "chunk")
+        columns = {name: getattr(candidates, name) for name in names}
+        faults = schedule_faults(layouts, self.spec.model, phase, costs.prompt, columns)
+        del columns["batch"]
+        return {**faults, **refused_schedules(self.spec, phase, layouts, **columns)}
+
     def _smallest(self, costs: PhaseCosts, phase: Phase) -> Candidates:
         """The strategy with the least weights and cache where no GPU holds those of any."""
         candidates = self._candidates(costs, phase, np.inf)
+        candidates = candidates[first_fault(self._faults(costs, candidates), len(candidates))[0]]
         if len(candidates):
             candidates = candidates[[int(costs.least(candidates, self._kept(phase)[0]).argmin())]]
         return candidates
@@ -217,22 +227,26 @@ class Search:
 
     def options(self, table: PhaseTable, batch: int, *, separate: bool, strict: bool) -> Options:
         """Strategies of a phase with the replicas that share a batch; ``strict`` leaves out what is too slow."""
-        candidates, layouts = table.candidates, table.costs.layouts
+        candidates = table.candidates
         share = candidates.batch
         # the fewest replicas whose fullest has that many sequences
         dp = -(-batch // share)
-        gpus = self.law.gpus(dp, candidates.pp, layouts[candidates.layout])
-        good = (dp <= batch) & (-(-batch // dp) == share) & (gpus <= self.gpus)
+        good = (dp <= batch) & (-(-batch // dp) == share)
         limit = self.limit(table.phase) if strict else None
         if limit is not None:
             good &= table.seconds <= limit
         mine = np.flatnonzero(good)
+        dp, gpus, mine = self._admitted(table, mine, dp[mine], batch)
+        # Of strategies that cost the same, the simplest comes first.
+        several = self._complexity(table)[mine] + (dp > 1)
+        order = np.argsort(several, kind="stable")
+        dp, gpus, mine, several = (column[order] for column in (dp, gpus, mine, several))
         needs = table.alone if separate else table.needs
-        pp, dp = candidates.pp[mine], dp[mine]
+        pp = candidates.pp[mine]
         return Options(
             strategy=mine,
             dp=dp,
-            gpus=gpus[mine],
+            gpus=gpus,
             layout=self._code(dp, pp, self._numbers(table, "layout")[candidates.layout[mine]]),
             cache=self._code(dp, pp, self._numbers(table, "cache")[candidates.layout[mine]]),
             latency=table.seconds[mine],
@@ -240,7 +254,30 @@ class Search:
             moving=(needs.longest - needs.total + needs.with_transfer)[mine],
             weights=needs.weights[mine],
             transfer=table.transfer[mine],
+            complexity=several,
         )
+
+    def _admitted(self, table: PhaseTable, mine: Ints, dp: Ints, batch: int) -> tuple[Ints, Ints, Ints]:
+        """Replicas, GPUs and numbers of those strategies that law and pack admit with so many replicas."""
+        phase, some = table.phase, table.candidates[mine]
+        here = table.costs.layouts[some.layout]
+        if self.spec.pack is not None and self.spec.pack.law.gpus is not None:
+            gpus = counted_gpus(self.spec, phase, here, pp=some.pp, dp=dp)
+        else:
+            gpus = self.law.gpus(dp, some.pp, here)
+        good = gpus <= self.gpus
+        columns = {"pp": some.pp, "microbatches": some.microbatches, "chunk": some.chunk}
+        for refused in refused_replicas(self.spec, phase, here, **columns, dp=dp, batch=batch).values():
+            good &= ~refused
+        return dp[good], gpus[good], mine[good]
+
+    def _complexity(self, table: PhaseTable) -> Ints:
+        """Of all strategies of a phase; see :func:`.table.complexity`."""
+        known = self._complexities.get(table.phase)
+        if known is None or known[0] is not table:
+            layouts = table.costs.layouts
+            known = self._complexities[table.phase] = table, complexity(table.candidates, layouts)
+        return known[1]
 
     def _code(self, dp: Ints, pp: Ints, layout: Ints) -> Ints:
         """One number per combination of replicas, stages and layout."""

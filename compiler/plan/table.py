@@ -13,6 +13,7 @@ from ..spec import Assumption, Spec
 from ..spec.counts import kv_bytes_per_token, parameters
 from ..spec.dtypes import dtype
 from ..spec.strategy import Phase
+from .layouts import Layouts
 from .phase import Needs, PhaseCosts
 from .result import PhaseCounts
 from .space import Candidates
@@ -55,6 +56,19 @@ class PhaseTable:
     counts: PhaseCounts
     pending: Candidates
     smallest: Candidates
+
+
+def complexity(candidates: Candidates, layouts: Layouts) -> Ints:
+    """How many ways of splitting each strategy of a replica uses: of equal ones the simplest is chosen.
+
+    Args:
+        candidates: The strategies.
+        layouts: The layouts that they number.
+    """
+    degrees = (layouts.adp, layouts.sp, layouts.tp, layouts.edp, layouts.ep, layouts.etp)
+    layout = sum((degree > 1).astype(np.int64) for degree in degrees) + layouts.megatron
+    schedule = (candidates.pp > 1) * 1 + (candidates.microbatches > 1) + (candidates.chunk > 0)
+    return np.asarray(layout[candidates.layout] + schedule, dtype=np.int64)
 
 
 def gpus_searched(spec: Spec, memory: float, asked: int | None) -> tuple[int, list[Assumption]]:

@@ -197,9 +197,6 @@ def _models() -> Mapping[str, ModelSpec]:
     return MappingProxyType({name: ModelSpec.model_validate(row) for name, row in _read_toml("models.toml").items()})
 
 
-_SHARES = ("compute_efficiency", "bandwidth_efficiency", "network_efficiency", "launch_overhead_s")
-
-
 def _entry(name: str, row: dict[str, Any], defaults: Defaults) -> CatalogEntry:
     """An entry from its TOML table; units go from the keys' (10^12, 10^9) to FLOP/s, bytes and bytes per second."""
     peaks = {dtype: tflops * 1e12 for dtype, tflops in row.pop("tflops").items()}
@@ -207,7 +204,7 @@ def _entry(name: str, row: dict[str, Any], defaults: Defaults) -> CatalogEntry:
         # one unit multiplies both block formats; they differ in scales only
         peaks |= {"nvfp4": fp4, "mxfp4": fp4}
     up = row.pop("scale_up")
-    row = {share: getattr(defaults, share) for share in _SHARES} | row
+    row = {"network_efficiency": defaults.network_efficiency} | row
     return CatalogEntry(
         name=name,
         peaks=peaks,

@@ -102,6 +102,9 @@ def _model(claims: Claims) -> None:
         claims.assume("model.vocab", _VOCABULARY, "the file has no vocabulary", share)
     if get("model.dtype") is None:
         claims.assume("model.dtype", "bf16", "the file has no precision", "weights and their traffic in proportion")
+    if get("model.kv_dtype") is None:
+        why = "the file has no format of the KV cache; the usual one"
+        claims.assume("model.kv_dtype", "bf16", why, "KV cache and its traffic in proportion")
 
 
 def _cluster(claims: Claims, pack: Pack | None) -> None:
@@ -139,7 +142,7 @@ def _links(claims: Claims, pack: Pack | None) -> None:
         path = f"cluster.{name}.bandwidth"
         if claims.get(path) is None and link.bandwidth is not None:
             why = f"the file has no {name} link: as {nearest.name}, the nearest chip in compute, memory and bandwidth"
-            claims.assume(path, link.bandwidth, why, f"communication time inversely; {show(link.bandwidth, BANDWIDTH)}")
+            claims.assume(path, link.bandwidth, why, "communication time inversely", show(link.bandwidth, BANDWIDTH))
 
 
 def _nearest_chip(claims: Claims, pack: Pack | None) -> CatalogEntry | None:

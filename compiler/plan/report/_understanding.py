@@ -8,12 +8,13 @@ from ...cost import Link
 from ...spec.counts import active_parameters, kv_bytes_per_token, parameters
 from ...spec.strategy import Phase
 from ._facts import Facts, PhaseFacts, model_bytes
-from ._format import amount, counted, percent, seconds, size, strategy_text, table
+from ._format import amount, counted, percent, rate, seconds, size, strategy_text, table
 
 
 def environment(facts: Facts) -> list[str]:
     """Resources, model, workload and bottlenecks."""
-    return ["## 1. Environment", "", *_resources(facts), *_model(facts), *_work(facts), *_bottlenecks(facts)]
+    parts = (_resources, _model, _work, _reading, _bottlenecks)
+    return ["## 1. Environment", "", *(line for part in parts for line in part(facts))]
 
 
 def _resources(facts: Facts) -> list[str]:
@@ -75,6 +76,9 @@ def _work(facts: Facts) -> list[str]:
         ("prompt, output", f"{work.input}, {work.output} tokens"),
         ("KV cache of a sequence at its end", size(each)),
     ]
+    if work.sequence is not None:
+        shortest, longest = work.sequence
+        rows.append(("lengths", f"{shortest} to {longest} tokens; the longest sequence has to fit alone"))
     if work.batch:
         rows.append(("KV cache of all sequences", size(each * work.batch)))
     rows += [
@@ -82,7 +86,8 @@ def _work(facts: Facts) -> list[str]:
         for text in (
             f"TTFT at most {seconds(require.ttft)}" if require.ttft is not None else "",
             f"TPOT at most {seconds(require.tpot)}" if require.tpot is not None else "",
-            f"at least {require.throughput:,.4g} tokens/s" if require.throughput is not None else "",
+            f"at least {rate(require.throughput)} tokens/s" if require.throughput is not None else "",
+            f"at least {rate(require.throughput_per_gpu)} tokens/s per GPU" if require.throughput_per_gpu else "",
             f"{work.rate:,.4g} requests/s served" if work.rate is not None else "",
         )
         if text
@@ -90,6 +95,30 @@ def _work(facts: Facts) -> list[str]:
     if not any(row[0] == "required" for row in rows):
         rows.append(("required", "nothing"))
     return ["Workload:", "", *table(("property", "figure"), rows)]
+
+
+_OF_THE_FILE = ("PD102", "PD106", "PD107", "PD108")
+"""Codes of what rules find on model, accelerator and workload, whatever the strategy."""
+
+
+def _reading(facts: Facts) -> list[str]:
+    """Lines that went unused, contradict something or were remarked on; nothing where all were taken as they stand."""
+    loaded = facts.loaded
+    texts = {u.line: u.text for u in loaded.lines}
+    texts = texts or dict(enumerate("\n".join(loaded.texts.values()).splitlines(), 1))
+    said: dict[int, list[str]] = {}
+    for finding in loaded.diagnostics:
+        if finding.span is not None and finding.code != "PD103":
+            told = f"{finding.code}: {finding.message}" + (f"; {finding.help}" if finding.help else "")
+            said.setdefault(finding.span.line, []).append(told)
+    for used in loaded.lines:
+        if used.use == "unused":
+            said.setdefault(used.line, [f"unused: {used.detail}"])
+    rows = [(str(line), texts.get(line, "-").strip(), ", ".join(said[line])) for line in sorted(said)]
+    rows += [("-", "-", f"{d.code}: {d.message}") for d in facts.findings if d.code in _OF_THE_FILE]
+    if not rows:
+        return []
+    return ["Lines of the file that ask for a second look:", "", *table(("line", "text", "what became of it"), rows)]
 
 
 def _bottlenecks(facts: Facts) -> list[str]:

@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from .... import __version__
-from ...emit.document import MAX_ID, Assumed, MemoryPerGpu, _settled
+from ...emit.document import MAX_ID, Assumed, MemoryPerGpu, settled_schema
 from ...spec import ClusterSpec, ModelSpec, StrategySpec, WorkloadSpec
 from ...spec.strategy import Phase
 from ._facts import Facts
@@ -98,7 +98,7 @@ class StrategyDocument(_Part):
 
 def strategy_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of the document."""
-    schema = _settled(StrategyDocument.model_json_schema(by_alias=True, mode="serialization"))
+    schema = settled_schema(StrategyDocument.model_json_schema(by_alias=True, mode="serialization"))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, **schema}
 
 

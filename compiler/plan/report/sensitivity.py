@@ -12,6 +12,17 @@ from numpy.typing import NDArray
 from ...build import decode_context
 from ...cost import Hardware, Link, resolve_hardware
 from ...spec import LoadedSpec, Spec
+from ...spec.calibration import (
+    CollectiveParameters,
+    DecodeParameters,
+    ExchangeParameters,
+    ExpertParameters,
+    Fit,
+    GemmParameters,
+    Parameters,
+    PrefillParameters,
+    StreamingParameters,
+)
 from ...spec.stage_law import degrees_of
 from ..layouts import Layouts
 from ..result import Deployment, Numbers, Plan
@@ -184,7 +195,7 @@ def _is(one: Deployment, other: Deployment) -> bool:
 def movable(plan: Plan, loaded: LoadedSpec, max_gpus: int | None) -> tuple[Figure, ...]:
     """Figures of the cost model, and assumed figures of the request."""
     spec = loaded.spec
-    hardware, _ = resolve_hardware(spec.cluster, spec.model.dtype)
+    hardware, _ = resolve_hardware(spec.cluster, spec.model.dtype, pack=spec.pack)
     stated = frozenset(a.name for a in plan.assumptions)
     figures = [*_rates(hardware, spec.model.dtype, stated), *_links(spec, hardware, stated)]
     if spec.workload.mode != "prefill":
@@ -215,10 +226,38 @@ def _rates(hardware: Hardware, dtype: str, stated: frozenset[str]) -> list[Figur
 
     peak = f"{hardware.peaks[dtype] / 1e12:,.4g} TFLOP/s {dtype} peak"
     streams = f"{hardware.bandwidth / 1e9:,.4g} GB/s peak"
+    fitted = {"kernel efficiencies", "inherited efficiencies"}
+    empty = f"{hardware.launch * 1e6:.3g} us of an empty kernel, the others as fitted"
     return [
-        Figure("compute rate", peak, stated & {"compute efficiency"}, compute),
-        Figure("HBM bandwidth", streams, stated & {"bandwidth efficiency"}, memory),
+        Figure("compute rate", peak, stated & _either("compute efficiency", fitted, stated), compute),
+        Figure("HBM bandwidth", streams, stated & _either("bandwidth efficiency", fitted, stated), memory),
+        Figure("kernel latency", empty, stated & fitted, partial(_with_latencies, hardware, _KERNELS)),
     ]
+
+
+def _either(own: str, fitted: set[str], stated: frozenset[str]) -> set[str]:
+    """The assumption that a rate rests on: an efficiency that was stated, else the fitted ones."""
+    return {own} if own in stated else fitted
+
+
+_KERNELS = (GemmParameters, PrefillParameters, DecodeParameters, ExpertParameters, StreamingParameters)
+_ON_THE_LINK = (CollectiveParameters, ExchangeParameters)
+_LATENCIES = ("latency_s", "hop_s", "direct_latency_s", "direct_hop_s", "second_s")
+
+
+def _with_latencies(
+    hardware: Hardware, kinds: tuple[type[Parameters], ...], factor: float, names: tuple[str, ...] = _LATENCIES
+) -> Moved:
+    """The hardware with fitted latencies of some operator classes times a factor."""
+
+    def moved(fit: Fit) -> Fit:
+        p = fit.parameters
+        if not isinstance(p, kinds):
+            return fit
+        return replace(fit, parameters=replace(p, **{n: getattr(p, n) * factor for n in names if hasattr(p, n)}))
+
+    fits = {key: moved(fit) for key, fit in hardware.calibration.fits.items()}
+    return Moved(replace(hardware, calibration=replace(hardware.calibration, fits=fits)))
 
 
 def _links(spec: Spec, hardware: Hardware, stated: frozenset[str]) -> list[Figure]:
@@ -231,14 +270,16 @@ def _links(spec: Spec, hardware: Hardware, stated: frozenset[str]) -> list[Figur
     figures = []
     for name in (n for n, is_used in used.items() if is_used):
         link: Link = getattr(hardware, name)
-        told = {f"{name} bandwidth", f"cluster.{name}.bandwidth", f"{name} link", "network efficiency"}
+        told = {f"{name} bandwidth", f"cluster.{name}.bandwidth", f"{name} link"}
+        if name == "scale_out":
+            told |= {"network efficiency"}
         reached = f"{link.bandwidth / 1e9:.4g} GB/s reached"
         words = name.replace("_", "-")
         figures += [
             Figure(f"{words} bandwidth", reached, stated & told, partial(_with_link, hardware, name, "bandwidth")),
             Figure(
                 f"{words} latency",
-                f"{link.latency * 1e6:g} us",
+                f"{link.latency * 1e6:g} us" + _told_by(name, link),
                 stated & {f"{name} latency"},
                 partial(_with_link, hardware, name, "latency"),
             ),
@@ -246,12 +287,23 @@ def _links(spec: Spec, hardware: Hardware, stated: frozenset[str]) -> list[Figur
     return figures
 
 
+def _told_by(name: str, link: Link) -> str:
+    """Where a latency that no file states comes from besides: those of collectives are fitted whole."""
+    if link.stated_latency:
+        return ""
+    return ", collectives as fitted" if name == "scale_up" else ", expert exchanges as fitted"
+
+
 def _with_link(hardware: Hardware, name: str, field: str, factor: float) -> Moved:
+    """The hardware with a link's bandwidth or latency times a factor, and the fitted latencies that stand for it."""
     link: Link = getattr(hardware, name)
-    if field == "latency":
-        moved = replace(link, latency=link.latency * factor)
+    if field == "bandwidth":
+        moved = replace(link, bandwidth=link.bandwidth * factor, peak=link.peak * factor)
     else:
-        moved = replace(link, bandwidth=link.bandwidth * factor)
+        moved = replace(link, latency=link.latency * factor)
+        if not link.stated_latency:
+            names = _LATENCIES if name == "scale_up" else ("network_latency_s",)
+            hardware = _with_latencies(hardware, _ON_THE_LINK, factor, names).hardware or hardware
     both = {"scale_up": hardware.scale_up, "scale_out": hardware.scale_out, name: moved}
     return Moved(replace(hardware, scale_up=both["scale_up"], scale_out=both["scale_out"]))
 
