@@ -30,7 +30,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 2), st.booleans())
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_columns_say_what_the_document_says(
     tmp_path_factory: pytest.TempPathFactory, spec: Spec, phase: Phase, steps: int, ranks: bool
 ) -> None:
@@ -126,7 +126,7 @@ def test_a_column_that_lies_about_its_size_is_not_unpacked(file: Path, tmp_path:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_damaged_file_is_columns_or_a_diagnostic(
     file: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

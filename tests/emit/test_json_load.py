@@ -41,7 +41,7 @@ def codes(source: bytes | Path) -> list[str]:
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 2))
-@settings(max_examples=30)
+@settings(max_examples=12)
 def test_a_document_loads_back_into_the_same_graph(
     tmp_path_factory: pytest.TempPathFactory, spec: Spec, phase: Phase, steps: int
 ) -> None:
@@ -236,7 +236,7 @@ def test_garbage_is_a_diagnostic(name: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_a_damaged_document_is_a_graph_or_a_diagnostic(text: bytes, data: st.DataObject) -> None:
     """Bytes replaced, cut out or doubled anywhere: never another exception."""
     low = data.draw(st.integers(0, len(text) - 1))

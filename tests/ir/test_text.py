@@ -46,7 +46,7 @@ def roundtrip(graph: Graph) -> None:
     assert print_graph(again) == text, "equality takes 1, 1.0 and true for the same; the text does not"
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 3))
 def test_every_level_is_read_back(spec, phase, steps):
     for graph in lowered_levels(spec, phase, steps):

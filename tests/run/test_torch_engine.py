@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,17 +166,20 @@ def test_a_rank_that_does_not_come_is_not_waited_for_without_end() -> None:
         began = time.monotonic()
         with pytest.raises(DiagnosticError, match=r"PD505: rank . gave up while it ran") as raised:
             long_run(own)
-        assert "furthest behind is rank 1, which ran " in str(raised.value.diagnostics[0].help)
+        # The rank that waits for the stopped one in their collective may have come no further than that one.
+        assert re.search(r"furthest behind is rank [01], which ran ", str(raised.value.diagnostics[0].help))
         assert time.monotonic() - began < PATIENCE_S
         thread.join()
         assert not alive(pids.values())
 
 
 PARENT = """
+import signal
 import sys
 from paradag.compiler.run.torch_engine import TorchEngine
 from paradag.tests.run.test_torch_engine import long_run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 engine = TorchEngine(4)
 engine.pool.ready()
 print(engine.pool.folder, *engine.pool.pids.values(), engine.pool.host_pid, flush=True)

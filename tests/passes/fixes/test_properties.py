@@ -15,7 +15,7 @@ from paradag.passes.validation.fixes._search import Search, apply_all
 from paradag.passes.validation.fixes._text import blocks
 from paradag.tests.passes.fixes.files import files
 
-SOME = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SOME = settings(max_examples=24, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @SOME
