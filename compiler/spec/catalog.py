@@ -76,6 +76,16 @@ class PeakFlops:
     """Why ``dtype`` is not the format that was asked for; an assumption to print."""
 
 
+class _Peaks(dict[str, float]):
+    """Peaks by format that nobody changes. They travel to other processes, which a mapping proxy does not."""
+
+    def __setitem__(self, key: str, value: float) -> None:
+        raise TypeError("the peaks of a catalogued accelerator are fixed")
+
+    def __reduce__(self) -> tuple[type[_Peaks], tuple[dict[str, float]]]:
+        return _Peaks, (dict(self),)
+
+
 @dataclass(frozen=True)
 class CatalogEntry:
     """One accelerator: datasheet figures and links. :func:`.inheritance.calibrated` has what kernels reach of them."""
@@ -207,7 +217,7 @@ def _entry(name: str, row: dict[str, Any], defaults: Defaults) -> CatalogEntry:
     row = {"network_efficiency": defaults.network_efficiency} | row
     return CatalogEntry(
         name=name,
-        peaks=peaks,
+        peaks=_Peaks(peaks),
         memory=row.pop("memory_gb") * 1e9,
         bandwidth=row.pop("memory_gb_per_s") * 1e9,
         scale_up=CatalogLink(up["name"], up["gb_per_s"] * 1e9, defaults.scale_up_latency_s, up["domain"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -110,9 +111,11 @@ def test_peak_of_a_format_or_of_the_one_it_is_widened_to(chip: str, dtype: str, 
         assert dtype in peak.note
 
 
-def test_entries_are_immutable() -> None:
+def test_entries_are_immutable_and_travel() -> None:
+    entry = accelerator("h100_sxm")
     with pytest.raises(TypeError):
-        accelerator("h100_sxm").peaks["bf16"] = 1.0  # type: ignore[index]
+        entry.peaks["bf16"] = 1.0  # type: ignore[index]
+    assert pickle.loads(pickle.dumps(entry)) == entry
 
 
 @pytest.mark.parametrize(
