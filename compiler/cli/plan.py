@@ -106,8 +106,11 @@ def _progress() -> Iterator[Progress]:
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what: None
+        return
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar = Bar(*columns, console=console, transient=True)
     task = bar.add_task("searching", total=None)
     timer = Timer(_PATIENCE, bar.start)
     timer.daemon = True
