@@ -203,7 +203,9 @@ def _stage_work(analysis: PhaseAnalysis) -> StageWork:
             near, far = _sent(analysis, block, node)
             figures = {"scale_up_bytes": near, "scale_out_bytes": far}
         else:
-            flops = rule.flops(node_work(whole, block, node, extents)) / _groups(block, node)
+            flops = 0.0
+            if not _is_for_the_ring(node):
+                flops = rule.flops(node_work(whole, block, node, extents)) / _groups(block, node)
             figures = {
                 "model_flops": flops,
                 "ideal_s": flops / hardware.peaks[compute_dtype(rule, node)],
@@ -212,6 +214,11 @@ def _stage_work(analysis: PhaseAnalysis) -> StageWork:
         for name, values in figures.items():
             np.add.at(found[name], graph.stages_of(block, node), _per_repetition(graph, block, node, values))
     return StageWork(**found)
+
+
+def _is_for_the_ring(node: Node) -> bool:
+    """Work that the model on one GPU does not have: states merged, and a latent block expanded again at each hop."""
+    return node.op == "attention_merge" or "weights_of" in node.attrs
 
 
 def _per_repetition(graph: Graph, block: Block, node: Node, values: Any) -> Floats:
