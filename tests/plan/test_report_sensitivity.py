@@ -11,6 +11,8 @@ from paradag.compiler.plan.report.sensitivity import FACTORS, Response, movable
 from .conditions import MOE, condition
 from .reports import BOUNDS, CONDITIONS, facts, moved, planned
 
+pytestmark = pytest.mark.slow
+
 WORK = "batch 4 input 64 tokens output 8 tokens"
 
 

@@ -25,6 +25,8 @@ from paradag.compiler.plan.sweep import ATTEMPTS, Done, Failed, Lost, sweep
 from paradag.tests.cli.invoke import invoke
 from paradag.tests.plan.jobs import Square, square
 
+pytestmark = pytest.mark.slow
+
 CONDITION = """
 model "dense" { layers 1 hidden 256 vocab 512 ffn 768 attention gqa { heads 8 kv_heads 2 head_dim 32 } }
 cluster {
@@ -231,7 +233,11 @@ def test_a_folder_without_files_cannot_be_planned(tmp_path: Path) -> None:
 def check_interrupt(folder: Path, *options: str) -> None:
     """Ctrl-C after the first of many files."""
     source, out = folder_of_conditions(folder / "in", range(1, 40)), folder / "out"
-    main = "from paradag.compiler.cli import main; main()"
+    # a shell's background jobs ignore the signal, and so would their children
+    main = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from paradag.compiler.cli import main; main()"
+    )
     command = [sys.executable, "-c", main, "plan", str(source), "--save-path", str(out), "--workers", "1", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None and process.stdout is not None
