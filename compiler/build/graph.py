@@ -169,12 +169,17 @@ def _layer_blocks(model: ModelSpec, phase: Phase, degrees: Degrees, mesh: Mesh, 
         b = BlockBuilder(name)
         b.take_stream(model.hidden)
         add_attention(b, model, phase, window, transfer=transfer)
-        if is_moe:
-            add_moe(b, model, _slots(model, degrees), mesh)
-        else:
-            add_dense_ffn(b, model)
+        _add_ffn(b, model, degrees, mesh, is_moe=is_moe)
         blocks.append(b.block("layer", members, b.stream))
     return blocks
+
+
+def _add_ffn(b: BlockBuilder, model: ModelSpec, degrees: Degrees, mesh: Mesh, *, is_moe: bool) -> None:
+    """The FFN of a layer: its experts, or the dense one."""
+    if is_moe:
+        add_moe(b, model, _slots(model, degrees), mesh)
+    else:
+        add_dense_ffn(b, model)
 
 
 def _half_blocks(model: ModelSpec, phase: Phase, degrees: Degrees, mesh: Mesh, transfer: bool) -> list[Block]:
@@ -193,10 +198,7 @@ def _half_blocks(model: ModelSpec, phase: Phase, degrees: Degrees, mesh: Mesh, t
     for is_moe, members in experts.items():
         b = BlockBuilder("moe_ffn" if is_moe else "dense_ffn")
         b.take_stream(model.hidden)
-        if is_moe:
-            add_moe(b, model, _slots(model, degrees), mesh)
-        else:
-            add_dense_ffn(b, model)
+        _add_ffn(b, model, degrees, mesh, is_moe=is_moe)
         blocks.append(b.block("layer", members, b.stream))
     return blocks
 

@@ -8,7 +8,7 @@ weak pull towards the starting values decides what the rows leave open. Everythi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -115,8 +115,3 @@ def residual(predicted: Floats, measured: Floats) -> Residual:
 def first_half(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
     """Which rows to fit on: half of them, by a checksum of their text, the same on every run."""
     return np.array([crc32(",".join(str(v) for v in row.values()).encode()) & 1 == 0 for row in rows], dtype=bool)
-
-
-def field_names(parameters: Parameters) -> tuple[str, ...]:
-    """Fields of a parameter set, in order."""
-    return tuple(f.name for f in fields(parameters))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ...grammar import print_spec
 from ..build import needs_transfer, two_layouts
@@ -79,11 +78,6 @@ def plan_files(
             files[f"{phase}_strategy.json"] = document_text(strategy_document(facts, phase))
             files[f"{phase}.strat"] = print_spec(phase_spec(facts.spec, phase)).encode()
     return {**files, PLOT: pareto_svg(plan)}
-
-
-def write_plan(plan: Plan, folder: Path, loaded: LoadedSpec, **asked: Any) -> tuple[Path, ...]:
-    """:func:`plan_files`, written with :func:`write_files`."""
-    return write_files(plan_files(plan, loaded, **asked), folder)
 
 
 def write_files(files: Mapping[str, bytes], folder: Path) -> tuple[Path, ...]:

@@ -50,10 +50,6 @@ class Claims:
         indent = len(text) - len(text.lstrip())
         return Span(self.file, line, indent + 1, line, max(len(text.rstrip()), indent + 1) + 1)
 
-    def span_of(self, path: str) -> Span:
-        """The line that states a field, else the file's first line."""
-        return self.span(self.by_path[path].line if path in self.by_path else 1)
-
     def get(self, path: str) -> Any:
         """The value stated for a field, or None."""
         claim = self.by_path.get(path)

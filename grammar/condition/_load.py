@@ -10,18 +10,16 @@ from pydantic import ValidationError
 
 from ...compiler.diagnostics import Diagnostic, DiagnosticError
 from ...compiler.spec import LoadedSpec, Pack, Spec
-from .._source import MAX_BYTES, read_source
+from .._source import MAX_BYTES
 from ._assume import complete
 from ._claims import Claims
 from ._markdown import read_markdown
 from ._strategy import strategies
 from ._tree import read_json, read_yaml
 
-__all__ = ["CONDITION_SUFFIXES", "ConditionError", "is_condition", "load_condition", "load_condition_text"]
+__all__ = ["ConditionError", "is_condition", "load_condition_text"]
 
 _READERS = {".md": read_markdown, ".markdown": read_markdown, ".yaml": read_yaml, ".yml": read_yaml, ".json": read_json}
-CONDITION_SUFFIXES = frozenset(_READERS)
-"""Suffixes of the files that are read as conditions."""
 
 _NEEDED = {
     "model.layers.count": "the number of layers",
@@ -50,17 +48,8 @@ def is_condition(path: Path, text: str) -> bool:
     """Whether a file is a condition: by its suffix, and JSON where it describes a model and a cluster."""
     suffix = path.suffix.lower()
     if suffix != ".json":
-        return suffix in CONDITION_SUFFIXES
+        return suffix in _READERS
     return all(re.search(rf'"{key}"\s*:\s*\{{', text) for key in ("model", "cluster")) and '"schema"' not in text[:200]
-
-
-def load_condition(path: Path, pack: Pack | None = None) -> LoadedSpec:
-    """The spec that the condition file at ``path`` describes.
-
-    Raises:
-        ConditionError: what is missing and cannot be assumed, or is malformed.
-    """
-    return load_condition_text(read_source(path), str(path), pack)
 
 
 def load_condition_text(text: str, file: str = "condition.md", pack: Pack | None = None) -> LoadedSpec:
