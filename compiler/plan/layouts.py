@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..spec import ModelSpec
 from ..spec.stage_law import Degrees
+from .rows import distinct_rows
 from .structure import Structure
 
 Ints = NDArray[np.int64]
@@ -78,6 +79,38 @@ class Layouts:
             inner.append(self.expert_cuts(replicas_inside))
         cuts = np.sort(np.concatenate([*inner, self.ranks[None]]), axis=0)
         return np.asarray((cuts[1:] % cuts[:-1] == 0).all(axis=0))
+
+
+@dataclass(frozen=True)
+class Sights:
+    """What experts see of the layouts.
+
+    Attributes:
+        layouts: Layouts that differ for them.
+        of: [layouts] which of those each layout is.
+        apart: [layouts] of how many of them side by side each layout consists.
+        groups: [those that differ] attention-DP groups that a batch may be filled up for.
+    """
+
+    layouts: Layouts
+    of: Ints
+    apart: Ints
+    groups: Ints
+
+
+def sights(layouts: Layouts, model: ModelSpec) -> Sights:
+    """The layouts of a model without what no expert notices: ranks over which nothing is cut but requests.
+
+    Where both views leave ranks outermost (adp and edp), a stage is so many independent stages side by side. And but
+    for expert TP that reaches over groups, and gathers what they have, only the fullest group's sequences count.
+    """
+    usual = layouts.nesting(model)[0]
+    ranks = np.where(usual, np.maximum(layouts.sp * layouts.tp, layouts.ep * layouts.etp), layouts.ranks)
+    columns = (layouts.sp, layouts.tp, layouts.ep, layouts.etp, layouts.megatron.astype(np.int64), usual * 1)
+    (seen, sp, tp, ep, etp, megatron, nested), of = distinct_rows(ranks, *columns)
+    differ = Layouts(seen, sp, tp, ep, etp, megatron > 0)
+    alike = (nested > 0) & (differ.etp <= differ.sp * differ.tp)
+    return Sights(differ, of, layouts.ranks // ranks, np.where(alike, differ.adp, 1))
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ class Search:
         for ranks in np.unique(layouts.ranks).tolist():
             mine = np.flatnonzero(layouts.ranks == ranks)
             for pp in range(1, min(self.gpus // ranks, model.layers.count) + 1):
-                possible = mine[costs.weights(mine, pp).max(axis=1) <= capacity]
+                possible = mine[costs.weights(pp)[:, mine].max(axis=0) <= capacity]
                 table = self._schedules(phase, ranks, pp)
                 count = table.shape[1]
                 parts.append(
@@ -228,18 +228,14 @@ class Search:
     def options(self, table: PhaseTable, batch: int, *, separate: bool, strict: bool) -> Options:
         """Strategies of a phase with the replicas that share a batch; ``strict`` leaves out what is too slow."""
         candidates = table.candidates
-        share = candidates.batch
-        # the fewest replicas whose fullest has that many sequences
-        dp = -(-batch // share)
-        good = (dp <= batch) & (-(-batch // dp) == share)
         limit = self.limit(table.phase) if strict else None
+        mine = candidates.sharing(batch)
         if limit is not None:
-            good &= table.seconds <= limit
-        mine = np.flatnonzero(good)
-        dp, gpus, mine = self._admitted(table, mine, dp[mine], batch)
+            mine = mine[table.seconds[mine] <= limit]
+        dp, gpus, mine = self._admitted(table, mine, -(-batch // candidates.batch[mine]), batch)
         # Of strategies that cost the same, the simplest comes first.
         several = self._complexity(table)[mine] + (dp > 1)
-        order = np.argsort(several, kind="stable")
+        order = np.argsort(several.astype(np.int16), kind="stable")
         dp, gpus, mine, several = (column[order] for column in (dp, gpus, mine, several))
         needs = table.alone if separate else table.needs
         pp = candidates.pp[mine]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Any, Self
@@ -135,6 +135,19 @@ class Candidates:
     def smaller_count(self) -> Ints:
         return self.microbatches - self.larger_count
 
+    @cached_property
+    def _shares(self) -> tuple[Ints, NDArray[np.uint8]]:
+        """The different numbers of sequences of a replica, and which of them each strategy has."""
+        values, which = np.unique(self.batch, return_inverse=True)
+        return values, which.reshape(-1).astype(np.min_scalar_type(len(values)))
+
+    def sharing(self, batch: int) -> Ints:
+        """Numbers of the strategies whose sequences the fullest of some replicas has that share a batch."""
+        share, which = self._shares
+        # the fewest replicas whose fullest has that many sequences
+        dp = -(-batch // share)
+        return np.flatnonzero(((dp <= batch) & (-(-batch // dp) == share))[which])
+
     def steps(self, size: Ints, prompt: int) -> Ints:
         """New tokens per sequence and step of micro-batches of ``size`` sequences."""
         whole = (self.chunk == 0) | (size * prompt <= self.chunk)
@@ -159,7 +172,8 @@ def chunk_sizes(batch: int, microbatches: int, prompt: int, bounds: Bounds) -> t
     return tuple(found)
 
 
-def schedules(pp: int, batches: Sequence[int], phase: Phase, prompt: int, bounds: Bounds) -> Ints:
+@lru_cache(maxsize=4096)
+def schedules(pp: int, batches: tuple[int, ...], phase: Phase, prompt: int, bounds: Bounds) -> Ints:
     """[3, schedules] (batch, micro-batches, chunk) of a pipeline of ``pp`` stages."""
     rows = [
         (batch, count, chunk)

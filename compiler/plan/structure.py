@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -124,6 +124,7 @@ CORE_LABELS = "xxaxxaxxaxx"
 """Cuts of the core: attention's own, and between them (``x``) wherever the experts' two may fall."""
 
 
+@lru_cache(maxsize=64)
 def core(model: ModelSpec, phase: Phase, prompt: int, *, megatron: bool) -> Core:
     """Build and lower the blocks without experts, KV transfers included."""
     logical = _logical(Structure(CORE_LABELS, megatron=megatron), model, phase, prompt)
@@ -144,6 +145,7 @@ MOE = "moe_ffn"
 """Name of the block with the experts."""
 
 
+@lru_cache(maxsize=1024)
 def experts(structure: Structure, model: ModelSpec, phase: Phase) -> Graph:
     """Build and lower the FFN of a layer with experts."""
     logical = _logical(structure, model, phase, 1)

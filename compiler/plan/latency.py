@@ -1,0 +1,203 @@
+"""TTFT and TPOT of many strategies: what one trip through each pipeline takes, put into the closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evaluate import Evaluator
+from .rows import Seconds, distinct_rows
+from .schedule import (
+    chunked_seconds,
+    decode_seconds,
+    mixed_decode_seconds,
+    mixed_prefill_seconds,
+    prefill_seconds,
+)
+from .space import Candidates
+from .stages import Pipelines, by_stages, crossings
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+STAGES_SEEN = 8
+"""Columns per strategy that pieces of work are sized for."""
+
+
+class Latency:
+    """Seconds of candidates of one phase.
+
+    Args:
+        evaluator: Costs of blocks.
+        pipelines: How layers are dealt to stages.
+        context: Tokens per sequence of decode's first costed step; in prefill not used.
+    """
+
+    def __init__(self, evaluator: Evaluator, pipelines: Pipelines, context: int) -> None:
+        self.evaluator, self.pipelines, self.context = evaluator, pipelines, context
+        self._last: tuple[Candidates, Seconds, Ints] | None = None
+
+    @property
+    def decode(self) -> bool:
+        return self.evaluator.phase == "decode"
+
+    def seconds(self, candidates: Candidates, first_rank: int) -> Floats:
+        """TTFT or TPOT; see :meth:`.phase.PhaseCosts.seconds`."""
+        chunked = candidates.chunk > 0
+        if not chunked.any():
+            return self._whole(candidates, first_rank)
+        out = np.zeros(len(candidates))
+        for subset, run in ((np.flatnonzero(~chunked), self._whole), (np.flatnonzero(chunked), self._chunked)):
+            if len(subset):
+                out[subset] = run(candidates[subset], first_rank)
+        return out
+
+    # --- in one piece -----------------------------------------------------------------------------------------------
+
+    def _whole(self, candidates: Candidates, first_rank: int) -> Floats:
+        """Micro-batches that pass the pipeline in one piece."""
+        seconds, where = self._trips(candidates)
+        through = self.evaluator.counts.sum(axis=1) @ seconds.parts + seconds.prologue + seconds.epilogue
+        ranks = self.evaluator.layouts.ranks[candidates.layout]
+        fewer = candidates.smaller_count
+        out = np.zeros(len(candidates))
+        for pp, group in by_stages(candidates.pp, STAGES_SEEN):
+            table = self._crosses(pp, first_rank)
+            for mine, mixed in ((group[fewer[group] == 0], False), (group[fewer[group] > 0], True)):
+                if not len(mine):
+                    continue
+                sizes = [where[mine], where[len(candidates) + mine]] if mixed else [where[mine]]
+                counts = candidates.larger_count[mine], fewer[mine]
+                if mixed and not self.decode:
+                    larger, smaller = (self._in_order(seconds, rows, pp, table[ranks[mine]]) for rows in sizes)
+                    out[mine] = mixed_prefill_seconds(larger, smaller, *counts)
+                    continue
+                trips = [self._trip(seconds, through, rows, table, ranks[mine]) for rows in sizes]
+                if mixed:
+                    (first, times), (second, others) = trips
+                    out[mine] = mixed_decode_seconds((first, second), (times, others), *counts)
+                else:
+                    form = decode_seconds if self.decode else prefill_seconds
+                    out[mine] = form(*trips[0], counts[0])
+        return out
+
+    def _trips(self, candidates: Candidates) -> tuple[Seconds, Ints]:
+        """Seconds of distinct micro-batches, and which the larger, then which the smaller ones of each strategy are."""
+        if self._last is None or self._last[0] is not candidates:
+            (layout, batch), where = micro_batches(candidates)
+            new = np.full_like(batch, 1 if self.decode else self.evaluator.prompt)
+            past = np.full_like(batch, self.context - 1 if self.decode else 0)
+            yes = np.ones(len(batch), dtype=bool)
+            self._last = candidates, self.evaluator.seconds(layout, batch, new, past, yes, yes), where
+        return self._last[1:]
+
+    def _crosses(self, pp: int, first_rank: int) -> NDArray[np.bool_]:
+        """[ranks of a stage, pp] which messages leave their domain; see :func:`.stages.crossings`."""
+        ranks = np.arange(int(self.evaluator.layouts.ranks.max(initial=0)) + 1)
+        if pp == 1:
+            return np.zeros((len(ranks), 1), dtype=bool)
+        return crossings(ranks, pp, first_rank, self.evaluator.hardware.domain)
+
+    def _stage_seconds(self, seconds: Seconds, rows: Ints, pp: int) -> Floats:
+        """[kinds, rows] seconds of each kind of stage."""
+        kinds = self.pipelines[pp].summed(seconds.parts[:, rows])
+        kinds[0] += seconds.prologue[rows]
+        kinds[-1] += seconds.epilogue[rows]
+        return kinds
+
+    def _trip(
+        self, seconds: Seconds, through: Floats, rows: Ints, crosses: NDArray[np.bool_], ranks: Ints
+    ) -> tuple[Floats, Floats]:
+        """Sum over all servers, and the seconds of those that differ; ``crosses`` by ranks of a stage."""
+        pp = crosses.shape[1]
+        stages = self._stage_seconds(seconds, rows, pp)
+        if pp == 1:
+            return stages[0], stages
+        outside = np.count_nonzero(crosses[:, :-1], axis=1)[ranks]
+        near, far = seconds.send[0, rows], seconds.send[1, rows]
+        total = through[rows] + (pp - 1 - outside) * near + outside * far
+        messages = [np.where(outside < pp - 1, near, 0.0), np.where(outside > 0, far, 0.0)]
+        if self.decode:
+            messages.append(np.where(crosses[ranks, -1], seconds.back[1, rows], seconds.back[0, rows]))
+            total += messages[-1]
+        return total, np.concatenate([stages, messages])
+
+    def _in_order(self, seconds: Seconds, rows: Ints, pp: int, crosses: NDArray[np.bool_]) -> Floats:
+        """[servers, rows] seconds of the stages with the messages between them."""
+        stages = self._stage_seconds(seconds, rows, pp)
+        out = np.empty((2 * pp - 1, len(rows)))
+        out[0::2] = stages[self.pipelines[pp].kind]
+        if pp > 1:
+            out[1::2] = np.where(crosses[:, :-1].T, seconds.send[1, rows], seconds.send[0, rows])
+        return out
+
+    # --- in chunks --------------------------------------------------------------------------------------------------
+
+    def _chunked(self, candidates: Candidates, first_rank: int) -> Floats:
+        """Micro-batches in chunks: every chunk of every distinct micro-batch is a row."""
+        prompt, count = self.evaluator.prompt, len(candidates)
+        sizes = np.concatenate([candidates.larger, candidates.smaller])
+        steps = np.concatenate([candidates.steps(s, prompt) for s in (candidates.larger, candidates.smaller)])
+        (layout, size, step), which = distinct_rows(np.concatenate([candidates.layout] * 2), sizes, steps)
+        chunks = -(-prompt // step)
+        start = np.cumsum(chunks) - chunks
+        number = np.arange(int(chunks.sum())) - np.repeat(start, chunks)
+        past = number * np.repeat(step, chunks)
+        new = np.minimum(np.repeat(step, chunks), prompt - past)
+        layouts = np.repeat(layout, chunks)
+        seconds = self.evaluator.seconds(layouts, np.repeat(size, chunks), new, past, number == 0, past + new >= prompt)
+        first, each = (a[which].reshape(2, count) for a in (start, chunks))
+        counts = np.stack([candidates.larger_count, candidates.smaller_count])
+        items = (counts * each).sum(axis=0)
+        out = np.zeros(count)
+        order = np.argsort(items, kind="stable")
+        for pp, place in by_stages(candidates.pp[order], STAGES_SEEN):
+            mine = order[place]
+            begin, period, whole = first[:, mine], each[:, mine], (counts * each)[0, mine]
+            item = np.arange(int(items[mine[-1]]))[:, None]
+            larger = item < whole
+            rows = np.where(larger, begin[0] + item % period[0], begin[1] + (item - whole) % period[1])
+            (used,), rows = distinct_rows(np.minimum(rows, len(past) - 1).reshape(-1))
+            ranks = self.evaluator.layouts.ranks[layouts[used]]
+            times, servers = self._distinct_servers(seconds, used, ranks, pp, first_rank)
+            out[mine] = chunked_seconds(times, servers, rows.reshape(-1, len(mine)), items[mine])
+        return out
+
+    def _distinct_servers(
+        self, seconds: Seconds, rows: Ints, ranks: Ints, pp: int, first_rank: int
+    ) -> tuple[Floats, list[int]]:
+        """Seconds of the servers that differ, and which of them each server is, in order."""
+        stages = self.pipelines[pp]
+        times = self._stage_seconds(seconds, rows, pp)
+        if pp == 1:
+            return times, [0]
+        table = self._crosses(pp, first_rank)[:, :-1].T
+        there = np.flatnonzero(np.bincount(ranks))
+        patterns: dict[bytes, int] = {}
+        which = [patterns.setdefault(column.tobytes(), len(patterns)) for column in table[:, there]]
+        crosses = table[[which.index(number) for number in patterns.values()]][:, ranks]
+        messages = np.where(crosses, seconds.send[1, rows], seconds.send[0, rows])
+        order = np.empty(2 * pp - 1, dtype=np.int64)
+        order[0::2], order[1::2] = stages.kind, len(times) + np.array(which)
+        return np.concatenate([times, messages]), order.tolist()
+
+    # --- transfer of caches -----------------------------------------------------------------------------------------
+
+    def transfer(self, candidates: Candidates) -> Floats:
+        """Seconds that the busiest stage's ranks send the caches of a replica's batch: all that they hold; prefill."""
+        out = np.zeros(len(candidates))
+        if self.decode or not len(candidates):
+            return out
+        (layout, batch), where = micro_batches(candidates)
+        each = self.evaluator.sending(layout, batch)
+        larger, smaller = where.reshape(2, -1)
+        parts = candidates.larger_count * each[:, larger] + candidates.smaller_count * each[:, smaller]
+        for pp, mine in by_stages(candidates.pp, STAGES_SEEN):
+            out[mine] = self.pipelines[pp].summed(parts[:, mine]).max(axis=0)
+        return out
+
+
+def micro_batches(candidates: Candidates) -> tuple[list[Ints], Ints]:
+    """Distinct (layout, sequences) of micro-batches; which the larger, then which the smaller ones of each are."""
+    sizes = np.concatenate([candidates.larger, candidates.smaller])
+    return distinct_rows(np.concatenate([candidates.layout] * 2), sizes)
