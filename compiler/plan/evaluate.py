@@ -24,7 +24,7 @@ from ..ir.unrolled import STREAMS
 from ..spec import ModelSpec
 from .layouts import Layouts, by_structure, core_axes, sights
 from .rows import Bytes, NodeFilter, Seconds, by_tokens, distinct_rows, everything, looks_at_context
-from .structure import CORE_LABELS, MOE, Core, Structure, core, experts
+from .structure import MOE, SP_KINDS, Core, Structure, core, core_structure, experts, in_the_middle
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -52,11 +52,10 @@ class Evaluator:
     _wanted: Ints | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        kinds = sorted(set(self.layouts.megatron.tolist()))
-        self._cores: dict[bool, Core] = {
-            k: core(self.model, self.phase, self.prompt, megatron=k) for k in kinds or [False]
-        }
         self._seen = core_axes(self.layouts, self.model, self.hardware.domain)
+        self._cores: dict[int, Core] = {
+            k: core(self.model, self.phase, self.prompt, SP_KINDS[k]) for k in sorted({0, *self._seen.kind.tolist()})
+        }
         layers = [b for b in next(iter(self._cores.values())).staged.blocks if b.role == "layer"]
         names = [b.name for b in layers]
         members = [b.layers for b in layers]
@@ -190,6 +189,7 @@ class Evaluator:
         for node in block.nodes:
             if STREAMS[stream_of(node)] == "main" and node.steps not in ("later", "early") and nodes(block, node):
                 time = node_terms(graph, block, node, self.hardware, extents).time
+                time = time * in_the_middle(node, graph.mesh)
                 total = total + (time if node.items == "all" else np.where(masks[node.items], time, 0.0))
         return total
 
@@ -200,7 +200,7 @@ class Evaluator:
 
         The second axis of the ends is (one stage, several stages).
         """
-        count = len(self._seen.megatron)
+        count = len(self._seen.kind)
         parts, ends = np.zeros((len(self.parts), count)), np.zeros((2, 2, count))
         every = np.arange(count)
         for mine, graphs, mesh in self._core_rows(every):
@@ -346,13 +346,14 @@ class Evaluator:
     def _core_rows(self, core: Ints) -> Iterator[tuple[Ints, Core, Mesh]]:
         """Rows by kind of core: their places, its graphs, the mesh of their layouts."""
         sizes, strides = self._seen.sizes, self._seen.strides
-        kind = self._seen.megatron[core]
-        for megatron, graphs in self._cores.items():
-            mine = np.flatnonzero(kind == megatron)
+        kinds = self._seen.kind[core]
+        for kind, graphs in self._cores.items():
+            mine = np.flatnonzero(kinds == kind)
             if len(mine):
-                chosen = core[mine]
-                structure = Structure(CORE_LABELS, megatron=megatron)
-                yield mine, graphs, structure.mesh(sizes[:, chosen], strides[:, chosen])
+                chosen, structure = core[mine], core_structure(self.model, SP_KINDS[kind])
+                axes = np.ix_(structure.kept, chosen)
+                mesh = structure.mesh(sizes[axes], strides[axes])
+                yield mine, graphs.on(mesh, self._seen.crosses[chosen]), mesh
 
     def _expert_rows(self, layout: Ints) -> Iterator[tuple[Ints, Graph, Mesh]]:
         """Rows by structure of the experts: their places, the graph, the mesh of their layouts."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..spec import ModelSpec
 from ..spec.strategy import Phase
-from .layouts import Layouts
+from .layouts import ALLGATHER, MEGATRON, RING, ULYSSES, Layouts
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -56,7 +56,7 @@ FINE_GPUS = 32
 
 
 def stage_layouts(model: ModelSpec, phase: Phase, max_ranks: int) -> Layouts:
-    """All layouts of a stage of up to ``max_ranks`` ranks: R = adp * sp * tp = edp * ep * etp in whole numbers.
+    """All layouts of a stage of up to ``max_ranks`` ranks: R = adp * sp * tp = edp * ep * etp, with all kinds of SP.
 
     Decode has no SP. A dense model has no attention DP, which would be DP, and no experts' axes.
     """
@@ -72,12 +72,13 @@ def stage_layouts(model: ModelSpec, phase: Phase, max_ranks: int) -> Layouts:
                     rows += [(ranks, sp, tp, ep, etp) for ep, etp in experts]
     table = np.array(rows, dtype=np.int64).T
     ranks, sps, tps, eps, etps = table
-    plain = Layouts(ranks, sps, tps, eps, etps, np.zeros(table.shape[1], dtype=bool))
+    plain = Layouts(ranks, sps, tps, eps, etps, np.full(table.shape[1], ALLGATHER))
     if phase == "decode":
         return plain
-    cut = np.flatnonzero((plain.sp == 1) & (plain.tp > 1))
-    both = plain[np.concatenate([np.arange(len(plain)), cut])]
-    return replace(both, megatron=np.arange(len(both)) >= len(plain))
+    own, on_tp = np.flatnonzero(plain.sp > 1), np.flatnonzero((plain.sp == 1) & (plain.tp > 1))
+    every = ((ALLGATHER, np.arange(len(plain))), (MEGATRON, on_tp), (RING, own), (ULYSSES, own))
+    kinds = np.repeat([kind for kind, _ in every], [len(some) for _, some in every])
+    return replace(plain[np.concatenate([some for _, some in every])], kind=kinds)
 
 
 @lru_cache(maxsize=4096)
