@@ -35,7 +35,7 @@ class Latency:
 
     def __init__(self, evaluator: Evaluator, pipelines: Pipelines, context: int) -> None:
         self.evaluator, self.pipelines, self.context = evaluator, pipelines, context
-        self._last: tuple[Candidates, Seconds, Ints] | None = None
+        self._last: tuple[Candidates, Seconds] | None = None
 
     @property
     def decode(self) -> bool:
@@ -56,7 +56,7 @@ class Latency:
 
     def _whole(self, candidates: Candidates, first_rank: int) -> Floats:
         """Micro-batches that pass the pipeline in one piece."""
-        seconds, where = self._trips(candidates)
+        seconds, sizes = self._trips(candidates), candidates.sizes
         through = self.evaluator.counts.sum(axis=1) @ seconds.parts + seconds.prologue + seconds.epilogue
         ranks = self.evaluator.layouts.ranks[candidates.layout]
         fewer = candidates.smaller_count
@@ -66,13 +66,15 @@ class Latency:
             for mine, mixed in ((group[fewer[group] == 0], False), (group[fewer[group] > 0], True)):
                 if not len(mine):
                     continue
-                sizes = [where[mine], where[len(candidates) + mine]] if mixed else [where[mine]]
+                trip_rows = [sizes.larger[mine]]
+                if mixed:
+                    trip_rows.append(sizes.smaller[np.searchsorted(sizes.mixed, mine)])
                 counts = candidates.larger_count[mine], fewer[mine]
                 if mixed and not self.decode:
-                    larger, smaller = (self._in_order(seconds, rows, pp, table[ranks[mine]]) for rows in sizes)
+                    larger, smaller = (self._in_order(seconds, rows, pp, table[ranks[mine]]) for rows in trip_rows)
                     out[mine] = mixed_prefill_seconds(larger, smaller, *counts)
                     continue
-                trips = [self._trip(seconds, through, rows, table, ranks[mine]) for rows in sizes]
+                trips = [self._trip(seconds, through, rows, table, ranks[mine]) for rows in trip_rows]
                 if mixed:
                     (first, times), (second, others) = trips
                     out[mine] = mixed_decode_seconds((first, second), (times, others), *counts)
@@ -81,15 +83,15 @@ class Latency:
                     out[mine] = form(*trips[0], counts[0])
         return out
 
-    def _trips(self, candidates: Candidates) -> tuple[Seconds, Ints]:
-        """Seconds of distinct micro-batches, and which the larger, then which the smaller ones of each strategy are."""
+    def _trips(self, candidates: Candidates) -> Seconds:
+        """Seconds of distinct micro-batches."""
         if self._last is None or self._last[0] is not candidates:
-            (layout, batch), where = micro_batches(candidates)
+            layout, batch = candidates.sizes.layout, candidates.sizes.batch
             new = np.full_like(batch, 1 if self.decode else self.evaluator.prompt)
             past = np.full_like(batch, self.context - 1 if self.decode else 0)
             yes = np.ones(len(batch), dtype=bool)
-            self._last = candidates, self.evaluator.seconds(layout, batch, new, past, yes, yes), where
-        return self._last[1:]
+            self._last = candidates, self.evaluator.seconds(layout, batch, new, past, yes, yes)
+        return self._last[1]
 
     def _crosses(self, pp: int, first_rank: int) -> NDArray[np.bool_]:
         """[ranks of a stage, pp] which messages leave their domain; see :func:`.stages.crossings`."""
@@ -188,16 +190,8 @@ class Latency:
         out = np.zeros(len(candidates))
         if self.decode or not len(candidates):
             return out
-        (layout, batch), where = micro_batches(candidates)
-        each = self.evaluator.sending(layout, batch)
-        larger, smaller = where.reshape(2, -1)
-        parts = candidates.larger_count * each[:, larger] + candidates.smaller_count * each[:, smaller]
+        each = self.evaluator.sending(candidates.sizes.layout, candidates.sizes.batch)
+        parts = np.stack([candidates.summed(part) if part.any() else out for part in each])
         for pp, mine in by_stages(candidates.pp, STAGES_SEEN):
             out[mine] = self.pipelines[pp].summed(parts[:, mine]).max(axis=0)
         return out
-
-
-def micro_batches(candidates: Candidates) -> tuple[list[Ints], Ints]:
-    """Distinct (layout, sequences) of micro-batches; which the larger, then which the smaller ones of each are."""
-    sizes = np.concatenate([candidates.larger, candidates.smaller])
-    return distinct_rows(np.concatenate([candidates.layout] * 2), sizes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..cost import Hardware
 from ..spec import ModelSpec
 from .evaluate import Evaluator
-from .latency import STAGES_SEEN, Latency, micro_batches
+from .latency import STAGES_SEEN, Latency
 from .layouts import Layouts
 from .rows import Bytes, distinct_rows
 from .space import Candidates
@@ -111,10 +111,8 @@ class PhaseCosts:
         caches = self._caches(candidates, lengths)
         results = {tokens: Needs(*(np.zeros(len(candidates)) for _ in fields(Needs))) for tokens in kept}
         working = Working(*self._working(candidates))
-        larger, smaller = (
-            -(-n // self.layouts.adp[candidates.layout]) for n in (candidates.larger, candidates.smaller)
-        )
-        sequences = candidates.larger_count * larger + candidates.smaller_count * smaller
+        sizes = candidates.sizes
+        sequences = candidates.summed(-(-sizes.batch // self.layouts.adp[sizes.layout]))
         for pp, mine in by_stages(candidates.pp, STAGES_SEEN):
             stages, layout = self.pipelines[pp], candidates.layout[mine]
             weights = self.weights(pp)[:, layout]
@@ -135,43 +133,43 @@ class PhaseCosts:
 
     def _caches(self, candidates: Candidates, kept: Sequence[int]) -> dict[int, Floats]:
         """[parts, rows] bytes that one layer of each part keeps of all sequences, by tokens per sequence."""
-        (layout, batch), where = micro_batches(candidates)
-        larger, smaller = where.reshape(2, -1)
-        found = {}
+        sizes, found = candidates.sizes, {}
         for tokens in kept:
-            each = self.evaluator.cache(layout, batch, tokens)
+            each = self.evaluator.cache(sizes.layout, sizes.batch, tokens)
             found[tokens] = np.zeros((len(each), len(candidates)))
             for part in np.flatnonzero(each.any(axis=1)):
-                one = each[part]
-                found[tokens][part] = candidates.larger_count * one[larger] + candidates.smaller_count * one[smaller]
+                found[tokens][part] = candidates.summed(each[part])
         return found
 
     def _working(self, candidates: Candidates) -> tuple[Bytes, Ints]:
         """Activations and buffers of distinct micro-batches, and which each candidate has."""
-        steps = [candidates.steps(size, self.prompt) for size in (candidates.larger, candidates.smaller)]
-        if self.evaluator.phase == "decode":
-            steps = [np.ones_like(s) for s in steps]
+        step = self._steps(candidates, candidates.larger)
+        some = candidates.sizes.mixed
+        longer = self._steps(candidates[some], candidates.smaller[some])
         # Where its chunks are not longer either, the smaller micro-batch is smaller in every way.
-        small = (steps[1] <= steps[0]) | (candidates.smaller == candidates.larger) | (candidates.smaller_count == 0)
-        smaller = np.where(small, candidates.larger, candidates.smaller)
-        distinct, which = distinct_rows(
-            candidates.layout, candidates.larger, smaller, steps[0], np.where(small, steps[0], steps[1])
+        both = some[longer > step[some]]
+        alike = np.delete(np.arange(len(candidates)), both) if len(both) else np.arange(len(candidates))
+        (layout, size, new), which = distinct_rows(*(c[alike] for c in (candidates.layout, candidates.larger, step)))
+        first = self._working_of(layout, size[None], new[None])
+        if not len(both):
+            return first, which
+        columns = (candidates.larger, candidates.smaller, step)
+        distinct, where = distinct_rows(
+            candidates.layout[both], *(c[both] for c in columns), longer[longer > step[some]]
         )
-        layout, *rest = distinct
-        batch, new = np.stack(rest[:2]), np.stack(rest[2:])
+        second = self._working_of(distinct[0], np.stack(distinct[1:3]), np.stack(distinct[3:]))
+        every = np.empty(len(candidates), dtype=np.int64)
+        every[alike], every[both] = which, len(layout) + where
+        joined = (np.concatenate([getattr(b, f.name) for b in (first, second)], axis=-1) for f in fields(Bytes))
+        return Bytes(*joined), every
+
+    def _steps(self, candidates: Candidates, sizes: Ints) -> Ints:
+        """Most new tokens per sequence in a step of micro-batches of so many sequences."""
+        return np.ones_like(sizes) if self.evaluator.phase == "decode" else candidates.steps(sizes, self.prompt)
+
+    def _working_of(self, layout: Ints, batch: Ints, new: Ints) -> Bytes:
         context = np.full_like(batch, self.context if self.evaluator.phase == "decode" else self.prompt)
-        alike = batch[0] == batch[1]
-        parts = []
-        for rows, items in ((np.flatnonzero(alike), slice(0, 1)), (np.flatnonzero(~alike), slice(0, 2))):
-            if len(rows):
-                parts.append(
-                    (rows, self.evaluator.working(layout[rows], *(a[items, rows] for a in (batch, new, context))))
-                )
-        if len(parts) == 1:
-            return parts[0][1], which
-        order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-        joined = (np.concatenate([getattr(b, f.name) for _, b in parts], axis=-1)[..., order] for f in fields(Bytes))
-        return Bytes(*joined), which
+        return self.evaluator.working(layout, batch, new, context)
 
     # --- latency ----------------------------------------------------------------------------------------------------
 

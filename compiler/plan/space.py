@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from ..spec import ModelSpec
 from ..spec.strategy import Phase
 from .layouts import ALLGATHER, MEGATRON, RING, ULYSSES, Layouts
+from .rows import distinct_rows
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,25 @@ def divisors(number: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Micro-batches that differ in layout or size, and which each strategy has.
+
+    Attributes:
+        layout: [distinct] number of the layout.
+        batch: [distinct] sequences.
+        larger: [strategies] which is the larger one.
+        mixed: Strategies with micro-batches of two sizes.
+        smaller: [mixed] which is the smaller one.
+    """
+
+    layout: Ints
+    batch: Ints
+    larger: Ints
+    mixed: Ints
+    smaller: Ints
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Columns, one entry per strategy of one replica.
 
@@ -132,9 +153,24 @@ class Candidates:
         rest = self.batch % self.microbatches
         return np.where(rest > 0, rest, self.microbatches)
 
-    @property
+    @cached_property
     def smaller_count(self) -> Ints:
         return self.microbatches - self.larger_count
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The micro-batches, those that are alike once."""
+        mixed = np.flatnonzero(self.smaller_count)
+        every = np.concatenate([self.layout, self.layout[mixed]]), np.concatenate([self.larger, self.smaller[mixed]])
+        (layout, batch), which = distinct_rows(*every)
+        return Sizes(layout, batch, which[: len(self)], mixed, which[len(self) :])
+
+    def summed(self, each: Floats) -> Floats:
+        """Sums over the micro-batches of every strategy, of figures of the distinct ones."""
+        total = self.larger_count * each[self.sizes.larger]
+        mixed = self.sizes.mixed
+        total[mixed] += self.smaller_count[mixed] * each[self.sizes.smaller]
+        return np.asarray(total)
 
     @cached_property
     def _shares(self) -> tuple[Ints, NDArray[np.uint8]]:
