@@ -148,21 +148,22 @@ class Latency:
         new = np.minimum(np.repeat(step, chunks), prompt - past)
         layouts = np.repeat(layout, chunks)
         seconds = self.evaluator.seconds(layouts, np.repeat(size, chunks), new, past, number == 0, past + new >= prompt)
-        first, each = (a[which].reshape(2, count) for a in (start, chunks))
+        which = which.reshape(2, count)
         counts = np.stack([candidates.larger_count, candidates.smaller_count])
-        items = (counts * each).sum(axis=0)
+        items = (counts * chunks[which]).sum(axis=0)
         out = np.zeros(count)
         order = np.argsort(items, kind="stable")
         for pp, place in by_stages(candidates.pp[order], STAGES_SEEN):
             mine = order[place]
-            begin, period, whole = first[:, mine], each[:, mine], (counts * each)[0, mine]
-            item = np.arange(int(items[mine[-1]]))[:, None]
-            larger = item < whole
-            rows = np.where(larger, begin[0] + item % period[0], begin[1] + (item - whole) % period[1])
-            (used,), rows = distinct_rows(np.minimum(rows, len(past) - 1).reshape(-1))
-            ranks = self.evaluator.layouts.ranks[layouts[used]]
-            times, servers = self._distinct_servers(seconds, used, ranks, pp, first_rank)
-            out[mine] = chunked_seconds(times, servers, rows.reshape(-1, len(mine)), items[mine])
+            (used,), of = distinct_rows(which[:, mine].reshape(-1))
+            each = chunks[used]
+            begin = np.cumsum(each) - each
+            rows = np.arange(int(each.sum())) + np.repeat(start[used] - begin, each)
+            ranks = self.evaluator.layouts.ranks[layouts[rows]]
+            times, servers = self._distinct_servers(seconds, rows, ranks, pp, first_rank)
+            of = of.reshape(2, -1)
+            passed = _passed(begin[of], each[of], counts[:, mine], int(items[mine[-1]]))
+            out[mine] = chunked_seconds(times, servers, passed, items[mine])
         return out
 
     def _distinct_servers(
@@ -195,3 +196,23 @@ class Latency:
         for pp, mine in by_stages(candidates.pp, STAGES_SEEN):
             out[mine] = self.pipelines[pp].summed(parts[:, mine]).max(axis=0)
         return out
+
+
+def _passed(begin: Ints, period: Ints, counts: Ints, items: int) -> Ints:
+    """[items, strategies] rows that pass the pipeline one after the other: first the larger micro-batches' chunks.
+
+    Args:
+        begin: [2, strategies] row of the first chunk of the larger and of the smaller micro-batch.
+        period: [2, strategies] chunks of each.
+        counts: [2, strategies] micro-batches of each size.
+        items: Items of the strategy that has most; what is behind the last one of others is any row.
+    """
+    every = np.arange(items)[:, None]
+    turn = every % np.arange(1, int(period.max()) + 1)
+    rows = begin[0] + turn[:, period[0] - 1]
+    mixed = np.flatnonzero(counts[1])
+    if len(mixed):
+        after = every - (counts[0] * period[0])[mixed]
+        smaller = begin[1, mixed] + after % period[1, mixed]
+        rows[:, mixed] = np.where(after < 0, rows[:, mixed], smaller)
+    return np.asarray(rows)
