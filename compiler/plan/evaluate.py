@@ -91,7 +91,7 @@ class Evaluator:
         distinct, where = distinct_rows(core, sizes, new, past)
         parts = out.parts + self._core_context(distinct)[:, where]
         if self._has_experts:
-            distinct, where = distinct_rows(*self._expert_batch(layout, batch), new)
+            distinct, where = distinct_rows(*self._expert_tokens(layout, batch, new))
             parts[-1] = self._expert_seconds(distinct)[where]
         return replace(out, parts=parts)
 
@@ -259,8 +259,8 @@ class Evaluator:
         """
         out = self._core_working(layout, batch, new, context)
         if self._has_experts:
-            seen, sizes = self._expert_batch(layout, batch)
-            (seen, *rest), where = distinct_rows(seen, *sizes, *new)
+            seen, sizes, tokens = self._expert_tokens(layout, batch, new)
+            (seen, *rest), where = distinct_rows(seen, *sizes, *tokens)
             sizes, new = np.split(np.stack(rest), 2)
             both = np.zeros((2, len(seen)))
             for chunk in _chunks(len(seen)):
@@ -337,11 +337,18 @@ class Evaluator:
         """What blocks without experts see: the layout's core, and the sequences of its fullest group."""
         return self._seen.of[layout], -(-batch // self._seen.groups[layout])
 
-    def _expert_batch(self, layout: Ints, batch: Ints) -> tuple[Ints, Ints]:
-        """What experts see: the layout, and the sequences of its part of the stage."""
+    def _expert_tokens(self, layout: Ints, batch: Ints, new: Ints) -> tuple[Ints, Ints, Ints]:
+        """What experts see: the layout, the sequences of its part of the stage, new tokens of each.
+
+        They see tokens only, so that sequences which divide evenly are as good as one that is so much longer.
+        """
         seen = self._sights.of[layout]
         share, groups = -(-batch // self._sights.apart[layout]), self._sights.groups[seen]
-        return seen, -(-share // groups) * groups
+        share = -(-share // groups) * groups
+        some = self._sights.layouts[seen]
+        times, rest = np.divmod(share, some.adp)
+        even = (rest == 0) & (new % (some.sp * some.tp) == 0)
+        return seen, np.where(even, some.adp, share), np.where(even, times * new, new)
 
     def _core_rows(self, core: Ints) -> Iterator[tuple[Ints, Core, Mesh]]:
         """Rows by kind of core: their places, its graphs, the mesh of their layouts."""
