@@ -279,8 +279,10 @@ def _transfer(graph: Graph, block: Block, work: Work, hardware: Hardware) -> _Fi
 def node_crosses(graph: Graph, block: Block, node: Node, hardware: Hardware) -> Number:
     """Whether the message leaves its scale-up domain, per repetition of the node; of a ring, any rank's message.
 
-    ``crosses`` in the graph's ``meta`` answers for all of them: a mesh of arrays has no ranks to look at.
+    ``crosses`` and ``ring_crosses`` in the graph's ``meta`` answer for all: a mesh of arrays has no ranks to look at.
     """
+    if node.op == "ring_shift" and "ring_crosses" in graph.meta:
+        return graph.meta["ring_crosses"]
     if "crosses" in graph.meta:
         return bool(graph.meta["crosses"])
     if node.op == "ring_shift":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from ..spec.dtypes import dtype as lookup_dtype
@@ -47,6 +48,20 @@ class Extent:
         if self.kind == "past":
             return extents["context"] - extents["new"]
         return extents[self.kind]
+
+
+class Rows(dict[str, Number]):
+    """Extents as arrays over many strategies, for one mesh: what was reckoned from them is kept.
+
+    Attributes:
+        local: Sizes on the fullest rank by global size and the axes that cut it.
+        elements: Elements by those of all dimensions.
+    """
+
+    def __init__(self, **extents: Number) -> None:
+        super().__init__(extents)
+        self.local: dict[tuple[Size, tuple[str, ...]], Number] = {}
+        self.elements: dict[tuple[Any, ...], Number] = {}
 
 
 BATCH = Extent("batch")
@@ -178,17 +193,23 @@ class TensorType:
 
     def local_dims(self, extents: Mapping[str, Number], mesh: Mesh) -> dict[str, Number]:
         """Sizes on the fullest rank, by dimension name."""
-        return {
-            d.name: ceil_div(d.value(extents, mesh), mesh.size(axes))
-            for d, axes in zip(self.dims, self.placement.shards, strict=True)
-        }
+        known = extents.local if isinstance(extents, Rows) else {}
+        found = {}
+        for d, axes in zip(self.dims, self.placement.shards, strict=True):
+            key = (d.size, axes)
+            if key not in known:
+                known[key] = ceil_div(d.value(extents, mesh), mesh.size(axes))
+            found[d.name] = known[key]
+        return found
 
     def local_elements(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
         """Expected elements on the fullest rank."""
-        total: Number = self.density
-        for size in self.local_dims(extents, mesh).values():
-            total = total * size
-        return total
+        if not isinstance(extents, Rows):
+            return prod(self.local_dims(extents, mesh).values(), start=self.density)
+        key = (self.density, *zip((d.size for d in self.dims), self.placement.shards, strict=True))
+        if key not in extents.elements:
+            extents.elements[key] = prod(self.local_dims(extents, mesh).values(), start=self.density)
+        return extents.elements[key]
 
     def local_bytes(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:
         """Expected bytes on the fullest rank."""

@@ -14,7 +14,7 @@ from ..spec import ChainTerm, Spec, StrategySpec
 from ..spec.pack_law import settled
 from ..spec.strategy import Phase
 from .joint import Options, Pairs, misses, pareto, ranking
-from .layouts import Layouts
+from .layouts import ALLGATHER, KIND_NAMES, Layouts
 from .result import Columns, Deployment, Miss, Numbers, Plan
 from .space import Candidates
 
@@ -157,7 +157,8 @@ class _Writer:
         layout, pp, microbatches, chunk = (int(getattr(table.candidates, n)[strategy]) for n in names)
         d = table.costs.layouts.degrees(layout)
         apart = gcd(d.adp, d.edp) if self.question.spec.model.moe is not None else 1
-        return (pp, microbatches, chunk * dp, dp * apart, d.ranks // apart, d.sp, d.tp, d.ep, d.etp, d.sp_on_tp)
+        return (pp, microbatches, chunk * dp, dp * apart, d.ranks // apart, d.sp, d.tp, d.ep, d.etp,
+                int(table.costs.layouts.kind[layout]))  # fmt: skip
 
     def _strategy(self, phase: Phase, index: int, dp: int, batch: int, *, separate: bool) -> StrategySpec:
         """A strategy as written; prompts of a continuous batch enter prefill one micro-batch after another."""
@@ -223,7 +224,8 @@ def strategy_spec(
     if d.sp_on_tp:
         chain.append(ChainTerm(name="sp", kind="tp"))
     elif d.sp > 1:
-        chain.append(ChainTerm(name="sp", degree=d.sp))
+        kind = int(layouts.kind[at])
+        chain.append(ChainTerm(name="sp", degree=d.sp, kind=KIND_NAMES[kind] if kind != ALLGATHER else None))
     usual = 1 if d.ep > 1 else d.tp
     # A pack's law may read an open TP inside the experts in its own way.
     told = d.etp != usual or (spec.pack is not None and spec.pack.law.etp is not None)
@@ -270,7 +272,8 @@ def _columns(table: PhaseTable) -> Columns:
     here = layouts[candidates.layout]
     return {
         "pp": candidates.pp,
-        **{n: getattr(here, n) for n in ("ranks", "adp", "sp", "megatron", "tp", "edp", "ep", "etp")},
+        **{n: getattr(here, n) for n in ("ranks", "adp", "sp", "tp", "edp", "ep", "etp")},
+        "sp_kind": here.kind,
         "replica_batch": candidates.batch,
         "microbatches": candidates.microbatches,
         "chunk": candidates.chunk,

@@ -19,12 +19,12 @@ from ..cost import Hardware
 from ..cost.nodes import node_terms
 from ..ir.graph import Block, Graph, Phase
 from ..ir.mesh import Mesh
-from ..ir.types import Number
+from ..ir.types import Number, Rows
 from ..ir.unrolled import STREAMS
 from ..spec import ModelSpec
-from .layouts import Layouts, by_structure, core_axes
+from .layouts import Layouts, by_structure, core_axes, sights
 from .rows import Bytes, NodeFilter, Seconds, by_tokens, distinct_rows, everything, looks_at_context
-from .structure import CORE_LABELS, MOE, Core, Structure, core, experts
+from .structure import MOE, SP_KINDS, Core, Structure, core, core_structure, experts, in_the_middle
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -52,11 +52,10 @@ class Evaluator:
     _wanted: Ints | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        kinds = sorted(set(self.layouts.megatron.tolist()))
-        self._cores: dict[bool, Core] = {
-            k: core(self.model, self.phase, self.prompt, megatron=k) for k in kinds or [False]
-        }
         self._seen = core_axes(self.layouts, self.model, self.hardware.domain)
+        self._cores: dict[int, Core] = {
+            k: core(self.model, self.phase, self.prompt, SP_KINDS[k]) for k in sorted({0, *self._seen.kind.tolist()})
+        }
         layers = [b for b in next(iter(self._cores.values())).staged.blocks if b.role == "layer"]
         names = [b.name for b in layers]
         members = [b.layers for b in layers]
@@ -65,6 +64,7 @@ class Evaluator:
             names.append(MOE)
             members.append(with_experts)
         self._has_experts = bool(with_experts)
+        self._sights = sights(self.layouts, self.model)
         self.parts = tuple(names)
         self.counts = np.zeros((len(names), self.model.layers.count), dtype=np.int64)
         for part, having in enumerate(members):
@@ -83,57 +83,59 @@ class Evaluator:
             first: Whether the row is the first chunk of its micro-batch.
             last: Whether it is the last.
         """
-        (some, sizes, tokens, is_first, is_last), where = distinct_rows(layout, batch, new, first * 1, last * 1)
+        core, sizes = self._core_batch(layout, batch)
+        distinct, where = distinct_rows(core, sizes, new, first * 1, last * 1)
+        tokens = self._core_parts(distinct)
+        out = Seconds(*(getattr(tokens, f.name)[..., where] for f in fields(Seconds)))
         # Chunks of a micro-batch differ in their context, which few nodes look at.
-        if len(some) == len(layout):
-            return self._seconds(layout, batch, new, past, first, last)
-        known = self._seconds(some, sizes, tokens, None, is_first > 0, is_last > 0)
-        out = Seconds(*(getattr(known, f.name)[..., where] for f in fields(Seconds)))
-        (seen, sizes, tokens, before), where = distinct_rows(*self._core_batch(layout, batch), new, past)
-        more = np.zeros((len(self.parts), len(seen)))
-        for chunk in _chunks(len(seen)):
-            extents = {"batch": sizes[chunk], "new": tokens[chunk], "context": before[chunk] + tokens[chunk]}
-            for mine, graphs, mesh in self._core_rows(seen[chunk]):
+        distinct, where = distinct_rows(core, sizes, new, past)
+        parts = out.parts + self._core_context(distinct)[:, where]
+        if self._has_experts:
+            distinct, where = distinct_rows(*self._expert_tokens(layout, batch, new))
+            parts[-1] = self._expert_seconds(distinct)[where]
+        return replace(out, parts=parts)
+
+    def _core_context(self, rows: Sequence[Ints]) -> Floats:
+        """[parts, rows] seconds of the nodes that look at the context; rows are core, batch of a group, new, past."""
+        core, batch, new, past = rows
+        out = np.zeros((len(self.parts), len(core)))
+        for chunk in _chunks(len(core)):
+            extents = {"batch": batch[chunk], "new": new[chunk], "context": past[chunk] + new[chunk]}
+            for mine, graphs, mesh in self._core_rows(core[chunk]):
                 here = np.arange(chunk.start, chunk.stop)[mine]
-                picked = {k: v[mine] for k, v in extents.items()}
+                picked = Rows(**{k: v[mine] for k, v in extents.items()})
                 graph = _on(graphs.staged, mesh)
                 for part, block in enumerate(graph.with_role("layer")):
-                    more[part, here] = self._total(graph, block, picked, {}, looks_at_context)
-        return replace(out, parts=out.parts + more[:, where])
-
-    def _seconds(self, layout: Ints, batch: Ints, new: Ints, past: Ints | None, first: Bools, last: Bools) -> Seconds:
-        """Seconds of all nodes; without ``past``, of those that do not look at the context."""
-        nodes = by_tokens if past is None else everything
-        context = new if past is None else past + new
-        distinct, where = distinct_rows(*self._core_batch(layout, batch), new, context, first * 1, last * 1)
-        core = self._core_parts(distinct, nodes)
-        out = Seconds(*(getattr(core, f.name)[..., where] for f in fields(Seconds)))
-        for chunk in _chunks(len(layout)):
-            extents = {"batch": batch[chunk], "new": new[chunk], "context": context[chunk]}
-            masks = {"first": first[chunk], "last": last[chunk], "early": ~last[chunk]}
-            for mine, graph, mesh in self._expert_rows(layout[chunk]):
-                some = {k: v[mine] for k, v in extents.items()}
-                placed = _on(graph, mesh)
-                here = np.arange(chunk.start, chunk.stop)[mine]
-                shown = {k: v[mine] for k, v in masks.items()}
-                out.parts[-1, here] = self._total(placed, placed.blocks[0], some, shown, nodes)
+                    out[part, here] = self._total(graph, block, picked, {}, looks_at_context)
         return out
 
-    def _core_parts(self, rows: Sequence[Ints], nodes: NodeFilter) -> Seconds:
-        """Seconds of the blocks without experts; rows are core, batch of a group, new, context, first and last."""
-        core, batch, new, context, first, last = rows
+    def _expert_seconds(self, rows: Sequence[Ints]) -> Floats:
+        """Seconds of an FFN with experts; rows are layout as experts see it, batch, new."""
+        layout, batch, new = rows
+        out = np.zeros(len(layout))
+        for chunk in _chunks(len(layout)):
+            extents = {"batch": batch[chunk], "new": new[chunk], "context": new[chunk]}
+            for mine, graph, mesh in self._expert_rows(layout[chunk]):
+                placed = _on(graph, mesh)
+                some = Rows(**{k: v[mine] for k, v in extents.items()})
+                out[chunk.start + mine] = self._total(placed, placed.blocks[0], some, {}, everything)
+        return out
+
+    def _core_parts(self, rows: Sequence[Ints]) -> Seconds:
+        """Seconds of what the new tokens decide alone, experts left out; rows are core, group's batch, new, masks."""
+        core, batch, new, first, last = rows
         count = len(core)
         out = Seconds(
             np.zeros((len(self.parts), count)), np.zeros(count), np.zeros(count),
             np.zeros((2, count)), np.zeros((2, count)),
         )  # fmt: skip
         for chunk in _chunks(count):
-            extents = {"batch": batch[chunk], "new": new[chunk], "context": context[chunk]}
+            extents = {"batch": batch[chunk], "new": new[chunk], "context": new[chunk]}
             masks = {"first": first[chunk] > 0, "last": last[chunk] > 0, "early": last[chunk] == 0}
             for mine, graphs, mesh in self._core_rows(core[chunk]):
                 here = np.arange(chunk.start, chunk.stop)[mine]
-                some = {k: v[mine] for k, v in extents.items()}
-                self._core_seconds(graphs, mesh, some, {k: v[mine] for k, v in masks.items()}, nodes, here, out)
+                some = Rows(**{k: v[mine] for k, v in extents.items()})
+                self._core_seconds(graphs, mesh, some, {k: v[mine] for k, v in masks.items()}, here, out)
         return out
 
     def sending(self, layout: Ints, batch: Ints) -> Floats:
@@ -156,7 +158,6 @@ class Evaluator:
         mesh: Mesh,
         extents: Mapping[str, Number],
         masks: Mapping[str, Bools],
-        nodes: NodeFilter,
         here: Ints,
         out: Seconds,
     ) -> None:
@@ -164,11 +165,11 @@ class Evaluator:
         part = 0
         for block in inside.blocks:
             if block.role == "layer":
-                out.parts[part, here] = self._total(inside, block, extents, masks, nodes)
+                out.parts[part, here] = self._total(inside, block, extents, masks, by_tokens)
                 part += 1
             elif block.role != "boundary":
                 target = out.prologue if block.role == "prologue" else out.epilogue
-                target[here] = self._total(inside, block, extents, masks, nodes)
+                target[here] = self._total(inside, block, extents, masks, by_tokens)
             message = out.send if block.role == "boundary" else out.back
             for node in block.nodes:
                 if node.op == "send":
@@ -188,6 +189,7 @@ class Evaluator:
         for node in block.nodes:
             if STREAMS[stream_of(node)] == "main" and node.steps not in ("later", "early") and nodes(block, node):
                 time = node_terms(graph, block, node, self.hardware, extents).time
+                time = time * in_the_middle(node, graph.mesh)
                 total = total + (time if node.items == "all" else np.where(masks[node.items], time, 0.0))
         return total
 
@@ -198,7 +200,7 @@ class Evaluator:
 
         The second axis of the ends is (one stage, several stages).
         """
-        count = len(self._seen.megatron)
+        count = len(self._seen.kind)
         parts, ends = np.zeros((len(self.parts), count)), np.zeros((2, 2, count))
         every = np.arange(count)
         for mine, graphs, mesh in self._core_rows(every):
@@ -256,14 +258,18 @@ class Evaluator:
             context: [items, rows] tokens per sequence in the end.
         """
         out = self._core_working(layout, batch, new, context)
-        for chunk in _chunks(len(layout)):
-            extents = {"batch": batch[:, chunk], "new": new[:, chunk], "context": context[:, chunk]}
-            for mine, graph, mesh in self._expert_rows(layout[chunk]):
-                here = np.arange(chunk.start, chunk.stop)[mine]
-                some = {k: v[:, mine] for k, v in extents.items()}
-                placed = _on(graph, mesh)
-                out.activations[-1, here] = peak_activations(placed, placed.blocks[0], some)
-                out.buffers[-1, here] = _buffers(placed, placed.blocks[0], some)
+        if self._has_experts:
+            seen, sizes, tokens = self._expert_tokens(layout, batch, new)
+            (seen, *rest), where = distinct_rows(seen, *sizes, *tokens)
+            sizes, new = np.split(np.stack(rest), 2)
+            both = np.zeros((2, len(seen)))
+            for chunk in _chunks(len(seen)):
+                for mine, graph, mesh in self._expert_rows(seen[chunk]):
+                    here, placed = chunk.start + mine, _on(graph, mesh)
+                    some = Rows(batch=sizes[:, here], new=new[:, here], context=new[:, here])
+                    both[0, here] = peak_activations(placed, placed.blocks[0], some)
+                    both[1, here] = _buffers(placed, placed.blocks[0], some)
+            out.activations[-1], out.buffers[-1] = both[:, where]
         return out
 
     def _core_working(self, layout: Ints, batch: Ints, new: Ints, context: Ints) -> Bytes:
@@ -281,7 +287,7 @@ class Evaluator:
         for chunk in _chunks(rows):
             for mine, graphs, mesh in self._core_rows(core[chunk]):
                 here = np.arange(chunk.start, chunk.stop)[mine]
-                self._core_bytes(graphs, mesh, {k: v[:, here] for k, v in columns.items()}, here, out)
+                self._core_bytes(graphs, mesh, Rows(**{k: v[:, here] for k, v in columns.items()}), here, out)
         return Bytes(*(getattr(out, f.name)[..., where] for f in fields(Bytes)))
 
     def _core_bytes(self, graphs: Core, mesh: Mesh, extents: Mapping[str, Number], here: Ints, out: Bytes) -> None:
@@ -313,11 +319,12 @@ class Evaluator:
 
     @cached_property
     def _placed(self) -> tuple[list[tuple[Structure, Graph, Ints, Ints]], Ints, Ints]:
-        """Structures, and of each layout its structure and its column there."""
-        wanted = self._wanted if self._wanted is not None else np.arange(len(self.layouts))
+        """Structures, and of each layout that experts tell apart its structure and its column there."""
+        wanted = self._sights.of if self._wanted is None else self._sights.of[self._wanted]
+        wanted = np.unique(wanted)
         made: list[tuple[Structure, Graph, Ints, Ints]] = []
-        number_of, column = (np.full(len(self.layouts), -1, dtype=np.int64) for _ in range(2))
-        for number, placed in enumerate(by_structure(self.layouts[wanted], self.model)):
+        number_of, column = (np.full(len(self._sights.layouts), -1, dtype=np.int64) for _ in range(2))
+        for number, placed in enumerate(by_structure(self._sights.layouts[wanted], self.model)):
             graph = experts(placed.structure, self.model, self.phase)
             made.append((placed.structure, graph, placed.sizes, placed.strides))
             number_of[wanted[placed.index]] = number
@@ -330,21 +337,33 @@ class Evaluator:
         """What blocks without experts see: the layout's core, and the sequences of its fullest group."""
         return self._seen.of[layout], -(-batch // self._seen.groups[layout])
 
+    def _expert_tokens(self, layout: Ints, batch: Ints, new: Ints) -> tuple[Ints, Ints, Ints]:
+        """What experts see: the layout, the sequences of its part of the stage, new tokens of each.
+
+        They see tokens only, so that sequences which divide evenly are as good as one that is so much longer.
+        """
+        seen = self._sights.of[layout]
+        share, groups = -(-batch // self._sights.apart[layout]), self._sights.groups[seen]
+        share = -(-share // groups) * groups
+        some = self._sights.layouts[seen]
+        times, rest = np.divmod(share, some.adp)
+        even = (rest == 0) & (new % (some.sp * some.tp) == 0)
+        return seen, np.where(even, some.adp, share), np.where(even, times * new, new)
+
     def _core_rows(self, core: Ints) -> Iterator[tuple[Ints, Core, Mesh]]:
         """Rows by kind of core: their places, its graphs, the mesh of their layouts."""
         sizes, strides = self._seen.sizes, self._seen.strides
-        kind = self._seen.megatron[core]
-        for megatron, graphs in self._cores.items():
-            mine = np.flatnonzero(kind == megatron)
+        kinds = self._seen.kind[core]
+        for kind, graphs in self._cores.items():
+            mine = np.flatnonzero(kinds == kind)
             if len(mine):
-                chosen = core[mine]
-                structure = Structure(CORE_LABELS, megatron=megatron)
-                yield mine, graphs, structure.mesh(sizes[:, chosen], strides[:, chosen])
+                chosen, structure = core[mine], core_structure(self.model, SP_KINDS[kind])
+                axes = np.ix_(structure.kept, chosen)
+                mesh = structure.mesh(sizes[axes], strides[axes])
+                yield mine, graphs.on(mesh, self._seen.crosses[chosen]), mesh
 
     def _expert_rows(self, layout: Ints) -> Iterator[tuple[Ints, Graph, Mesh]]:
         """Rows by structure of the experts: their places, the graph, the mesh of their layouts."""
-        if not self._has_experts:
-            return
         structures, number_of, columns = self._placed
         kind = number_of[layout]
         order = np.argsort(kind, kind="stable")

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+SAMPLE = 128
+"""Entries that the others are held against first."""
+
 
 def skyband(columns: Floats, layers: int = 1) -> Ints:
     """Entries that a choice of the best ``layers`` may take, in any order of importance that is monotone.
@@ -21,20 +24,39 @@ def skyband(columns: Floats, layers: int = 1) -> Ints:
     """
     if not columns.shape[1]:
         return np.zeros(0, dtype=np.int64)
-    varying = columns[columns.min(axis=1) < columns.max(axis=1)]
-    low = varying.min(axis=1, keepdims=True)
+    low, high = columns.min(axis=1, keepdims=True), columns.max(axis=1, keepdims=True)
+    differ = (low < high)[:, 0]
+    varying, low, high = columns[differ], low[differ], high[differ]
     # Whatever dominates an entry comes before it; by the sum, few of the first beat most of the others.
-    total = ((varying - low) / (varying.max(axis=1, keepdims=True) - low)).sum(axis=0)
-    order = np.lexsort((*varying[::-1], total))
-    values = varying[:, order]
-    left, kept = np.arange(len(order)), []
-    for _ in range(layers):
+    total = ((varying - low) / (high - low)).sum(axis=0)
+    some = _survivors(varying, total, layers)
+    order = some[np.lexsort((*varying[::-1, some], total[some]))]
+    return np.sort(order[np.concatenate(_peeled(varying[:, order], layers))])
+
+
+def _survivors(values: Floats, total: Floats, layers: int) -> Ints:
+    """Entries without those that the last layer of a sample dominates: they can only come in later layers."""
+    if len(total) <= 2 * SAMPLE:
+        return np.arange(len(total))
+    sample = np.argpartition(total, SAMPLE)[:SAMPLE]
+    sample = sample[np.lexsort((*values[::-1, sample], total[sample]))]
+    peeled = _peeled(values[:, sample], layers)
+    left = np.arange(len(total))
+    for entry in sample[peeled[-1]] if len(peeled) == layers else ():
+        here, point = values[:, left], values[:, entry, None]
+        left = left[(here < point).any(axis=0) | (here == point).all(axis=0)]
+    return left
+
+
+def _peeled(values: Floats, layers: int) -> list[Ints]:
+    """Places of the entries of each layer, where none comes after one that it dominates."""
+    left = np.arange(values.shape[1])
+    kept: list[Ints] = []
+    while len(kept) < layers and len(left):
         front = _front(values[:, left])
         kept.append(left[front])
         left = np.delete(left, front)
-        if not len(left):
-            break
-    return np.sort(order[np.concatenate(kept)])
+    return kept
 
 
 def _front(values: Floats) -> Ints:

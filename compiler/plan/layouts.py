@@ -12,19 +12,22 @@ from numpy.typing import NDArray
 
 from ..spec import ModelSpec
 from ..spec.stage_law import Degrees
-from .structure import Structure
+from .rows import distinct_rows
+from .structure import LONG_RING, SP_KINDS, SpKind, Structure
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-_ATTENTION_CUTS = 3
+ALLGATHER, MEGATRON, RING, ULYSSES = range(4)
+"""Kinds of SP."""
+KIND_NAMES = ("allgather", "tp", "ring", "ulysses")
 
 
 @dataclass(frozen=True)
 class Layouts:
     """Columns, one entry per layout of a stage: ``R = adp * sp * tp = edp * ep * etp``.
 
-    ``megatron`` tells where the stream is cut over tp (``sp tp``).
+    ``kind`` is that of SP: :data:`ALLGATHER` also without SP, :data:`MEGATRON` where the stream is cut over tp.
     """
 
     ranks: Ints
@@ -32,7 +35,7 @@ class Layouts:
     tp: Ints
     ep: Ints
     etp: Ints
-    megatron: Bools
+    kind: Ints
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -45,12 +48,16 @@ class Layouts:
         return self.ranks // (self.sp * self.tp)
 
     @property
+    def megatron(self) -> Bools:
+        return np.asarray(self.kind == MEGATRON)
+
+    @property
     def edp(self) -> Ints:
         return self.ranks // (self.ep * self.etp)
 
     def degrees(self, index: int, *, pp: int = 1, dp: int = 1) -> Degrees:
         """Degrees of one layout."""
-        values = {f.name: int(getattr(self, f.name)[index]) for f in fields(self) if f.name != "megatron"}
+        values = {f.name: int(getattr(self, f.name)[index]) for f in fields(self) if f.name != "kind"}
         return Degrees(dp=dp, pp=pp, sp_on_tp=bool(self.megatron[index]), **values)
 
     def kv_groups(self, model: ModelSpec) -> Ints:
@@ -59,9 +66,17 @@ class Layouts:
             return np.ones_like(self.tp)
         return np.maximum(1, self.tp // model.attention.kv_heads)
 
+    def kv_groups_on_sp(self, model: ModelSpec) -> Ints:
+        """Neighbours on sp that hold the same KV heads, where Ulysses cuts those that TP leaves to a rank."""
+        if model.attention.kind == "mla":
+            return np.ones_like(self.tp)
+        left = np.maximum(1, model.attention.kv_heads // self.tp)
+        cuts = (self.kind == ULYSSES) & (self.tp <= model.attention.kv_heads) & (self.sp % left == 0)
+        return np.where(cuts, self.sp // left, 1)
+
     def attention_cuts(self, model: ModelSpec) -> Ints:
-        """[3, layouts] running products of attention's axes, innermost first."""
-        return np.stack([self.kv_groups(model), self.tp, self.sp * self.tp])
+        """[4, layouts] running products of attention's axes, innermost first: KV group, tp, KV group on sp, sp."""
+        return np.stack([self.kv_groups(model), self.tp, self.tp * self.kv_groups_on_sp(model), self.sp * self.tp])
 
     def expert_cuts(self, replicas_inside: bool) -> Ints:
         """[2, layouts] running products of the experts' axes, innermost first."""
@@ -78,6 +93,42 @@ class Layouts:
             inner.append(self.expert_cuts(replicas_inside))
         cuts = np.sort(np.concatenate([*inner, self.ranks[None]]), axis=0)
         return np.asarray((cuts[1:] % cuts[:-1] == 0).all(axis=0))
+
+
+@dataclass(frozen=True)
+class Sights:
+    """What experts see of the layouts.
+
+    Attributes:
+        layouts: Layouts that differ for them.
+        of: [layouts] which of those each layout is.
+        apart: [layouts] of how many of them side by side each layout consists.
+        groups: [those that differ] attention-DP groups that a batch may be filled up for.
+    """
+
+    layouts: Layouts
+    of: Ints
+    apart: Ints
+    groups: Ints
+
+
+def sights(layouts: Layouts, model: ModelSpec) -> Sights:
+    """The layouts of a model without what no expert notices: ranks over which nothing is cut but requests.
+
+    Where both views leave ranks outermost (adp and edp), a stage is so many independent stages side by side. And but
+    for expert TP that reaches over groups, and gathers what they have, only the fullest group's sequences count. The
+    kind of SP is attention's alone, except that Ulysses may cut the ranks of sp in two.
+    """
+    usual = layouts.nesting(model)[0]
+    ranks = np.where(usual, np.maximum(layouts.sp * layouts.tp, layouts.ep * layouts.etp), layouts.ranks)
+    shared = layouts.kv_groups_on_sp(model)
+    parted = (shared > 1) & (shared < layouts.sp)
+    kind = np.where(layouts.megatron, MEGATRON, np.where(parted, ULYSSES, ALLGATHER))
+    columns = (layouts.sp, layouts.tp, layouts.ep, layouts.etp, kind, usual * 1)
+    (seen, sp, tp, ep, etp, kind, nested), of = distinct_rows(ranks, *columns)
+    differ = Layouts(seen, sp, tp, ep, etp, kind)
+    alike = (nested > 0) & (differ.etp <= differ.sp * differ.tp)
+    return Sights(differ, of, layouts.ranks // ranks, np.where(alike, differ.adp, 1))
 
 
 @dataclass(frozen=True)
@@ -101,24 +152,26 @@ def by_structure(layouts: Layouts, model: ModelSpec) -> Iterator[Placed]:
     """Layouts of a model with experts by structure, each once, with as few structures as a greedy cover finds.
 
     Args:
-        layouts: Layouts whose axes nest.
+        layouts: Layouts whose axes nest, of :func:`sights`.
         model: Decides on KV groups.
     """
-    attention = layouts.attention_cuts(model)
     assert model.moe is not None
     usual = layouts.nesting(model)[0]
     apart = ~usual | ((layouts.etp > 1) & layouts.megatron & (model.moe.shared > 0))
-    for megatron in (False, True):
+    for kind in (ALLGATHER, MEGATRON, ULYSSES):
+        attention = layouts.attention_cuts(model)
+        if kind != ULYSSES:
+            attention = np.delete(attention, 2, axis=0)
         for replicas_inside in (False, True):
-            kind = (layouts.megatron == megatron) & (usual != replicas_inside)
+            alike = (layouts.kind == kind) & (usual != replicas_inside)
             experts = layouts.expert_cuts(replicas_inside)
             for special in (False, True):
-                left = np.flatnonzero(kind & (apart == special))
+                left = np.flatnonzero(alike & (apart == special))
                 while len(left):
                     labels, fits = _widest(attention[:, left], experts[:, left])
                     chosen = left[fits]
                     left = left[~fits]
-                    structure = Structure(labels, (), replicas_inside, megatron)
+                    structure = Structure(labels, (), replicas_inside, SP_KINDS[int(kind == MEGATRON)])
                     placed = _placed(structure, chosen, attention[:, chosen], experts[:, chosen], layouts.ranks[chosen])
                     yield from _without_absent(placed) if special else (placed,)
 
@@ -126,10 +179,11 @@ def by_structure(layouts: Layouts, model: ModelSpec) -> Iterator[Placed]:
 def _widest(attention: Ints, experts: Ints) -> tuple[str, Bools]:
     """The chain that most layouts have, and which do."""
     best, most = "", np.zeros(attention.shape[1], dtype=bool)
-    for inner, outer in combinations_with_replacement(range(_ATTENTION_CUTS + 1), 2):
+    cuts = len(attention)
+    for inner, outer in combinations_with_replacement(range(cuts + 1), 2):
         fits = _between(experts[0], attention, inner) & _between(experts[1], attention, outer)
         if fits.sum() > most.sum():
-            best, most = "a" * inner + "e" + "a" * (outer - inner) + "e" + "a" * (_ATTENTION_CUTS - outer), fits
+            best, most = "a" * inner + "e" + "a" * (outer - inner) + "e" + "a" * (cuts - outer), fits
     return best, most
 
 
@@ -138,7 +192,7 @@ def _between(cut: Ints, attention: Ints, position: int) -> Bools:
     fits = np.ones(len(cut), dtype=bool)
     if position > 0:
         fits &= attention[position - 1] <= cut
-    if position < _ATTENTION_CUTS:
+    if position < len(attention):
         fits &= cut <= attention[position]
     return fits
 
@@ -150,14 +204,16 @@ class Cores:
     Attributes:
         sizes: [axes, cores] of the axes of :data:`.structure.CORE_LABELS`, innermost first.
         strides: Distances in ranks, alike.
-        megatron: [cores] whether the stream is cut over tp.
+        kind: [cores] number of the kind of SP in :data:`.structure.SP_KINDS`.
+        crosses: [cores] of a ring, whether any rank's message leaves its scale-up domain.
         of: [layouts] number of each layout's core.
         groups: [layouts] attention-DP groups, which share the batch and nothing else.
     """
 
     sizes: Ints
     strides: Ints
-    megatron: Bools
+    kind: Ints
+    crosses: Bools
     of: Ints
     groups: Ints
 
@@ -183,9 +239,31 @@ def core_axes(layouts: Layouts, model: ModelSpec, domain: int) -> Cores:
         alike = parts.prod(axis=0) == np.clip(domain // cut[0], 1, high // cut[0])
         points[low + 1 : low + 3] = np.where(alike, high, cut[1:3])
     points = np.concatenate([points, *[points[-1:]] * 3])
-    distinct, of = np.unique(np.concatenate([points, layouts.megatron[None]]), axis=1, return_inverse=True)
-    points, megatron = distinct[:-1], distinct[-1] > 0
-    return Cores(points[1:] // points[:-1], points[:-1], megatron, of.reshape(-1), layouts.adp)
+    crosses = (layouts.kind == RING) & ring_crosses(layouts.sp * layouts.tp, layouts.adp, domain)
+    (*distinct, kind, crosses), of = distinct_rows(*points, _sp_kinds(layouts, model), crosses.astype(np.int64))
+    points = np.stack(distinct)
+    return Cores(points[1:] // points[:-1], points[:-1], kind, crosses > 0, of, layouts.adp)
+
+
+def ring_crosses(ranks: Ints, rings: Ints, domain: int) -> Bools:
+    """Whether some rank of rings side by side has the next one of its ring in another scale-up domain.
+
+    Ranks of a ring lie evenly over its ``ranks``, with those of its TP group between them. Some ring goes from domain
+    to domain iff a domain begins inside the ranks of one, and the first such is where the first domain ends.
+
+    Args:
+        ranks: Ranks of a ring and the rings that are interleaved with it.
+        rings: How many such lie one after the other, from the first rank of a domain on.
+        domain: GPUs of a scale-up domain.
+    """
+    return np.asarray((domain % ranks != 0) & (domain // ranks < rings))
+
+
+def _sp_kinds(layouts: Layouts, model: ModelSpec) -> Ints:
+    """Numbers in :data:`.structure.SP_KINDS`."""
+    ring = SP_KINDS.index(SpKind("ring", 2)) + np.minimum(layouts.sp, LONG_RING) - 2
+    ulysses = SP_KINDS.index(SpKind("ulysses")) + (layouts.kv_groups(model) > 1)
+    return np.select([layouts.kind == RING, layouts.kind == ULYSSES], [ring, ulysses], layouts.kind)
 
 
 def _placed(structure: Structure, index: Ints, attention: Ints, experts: Ints, ranks: Ints) -> Placed:
@@ -202,5 +280,5 @@ def _without_absent(placed: Placed) -> Iterator[Placed]:
         mine, kept = which == number, ~patterns[:, number]
         structure = placed.structure
         absent = tuple(int(i) for i in np.flatnonzero(~kept))
-        exact = Structure(structure.labels, absent, structure.replicas_inside, structure.megatron)
+        exact = Structure(structure.labels, absent, structure.replicas_inside, structure.kind)
         yield Placed(exact, placed.index[mine], placed.sizes[kept][:, mine], placed.strides[kept][:, mine])

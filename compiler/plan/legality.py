@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ...passes.validation import BLOCK_BOTH_WAYS, MAX_ITEMS
+from ...passes.validation import BLOCK_BOTH_WAYS, MAX_ITEMS, MAX_RING
 from ..spec import DTYPES, ModelSpec
 from ..spec.strategy import Phase
-from .layouts import Layouts
+from .layouts import RING, ULYSSES, Layouts
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -32,6 +32,8 @@ def layout_faults(layouts: Layouts, model: ModelSpec, phase: Phase, prompt: int)
     if attention.kind != "mla":
         kv = (attention.kv_heads % tp != 0) & (tp % attention.kv_heads != 0) & ~heads
     no = np.zeros_like(heads)
+    sp_kind = (layouts.kind == RING) & (layouts.sp > MAX_RING)
+    sp_kind |= (layouts.kind == ULYSSES) & ~_ulysses_fits(layouts, model) & ~heads & ~kv
     ffn, block = no.copy(), no.copy()
     for width, dtype, degree in _widths(layouts, model):
         ffn |= width % degree != 0
@@ -48,6 +50,7 @@ def layout_faults(layouts: Layouts, model: ModelSpec, phase: Phase, prompt: int)
         "PD205": law,
         "PD211": heads,
         "PD212": kv,
+        "PD224": sp_kind,
         "PD213": ffn,
         "PD214": block,
         "PD215": slots,
@@ -84,6 +87,16 @@ def schedule_faults(
         "PD220": small,
         "PD306": (trips > MAX_ITEMS) & ~few & ~small,
     }
+
+
+def _ulysses_fits(layouts: Layouts, model: ModelSpec) -> Bools:
+    """Whether SP can share out the heads that TP leaves to a rank."""
+    attention, sp = model.attention, layouts.sp
+    even = (attention.heads // layouts.tp) % sp == 0
+    if attention.kind == "mla":
+        return np.asarray(even)
+    left = attention.kv_heads // layouts.tp
+    return np.asarray(even & ((left % sp == 0) | (sp % np.maximum(left, 1) == 0)))
 
 
 def _cuts_block(width: int, dtype: str, degree: Ints) -> Bools:

@@ -83,10 +83,33 @@ def distinct_rows(*columns: Ints) -> tuple[list[Ints], Ints]:
     key = np.zeros(len(columns[0]), dtype=np.int64)
     wide = 1
     for column in columns:
-        size = int(column.max(initial=0)) + 1
+        code, size = _numbered(column)
         if wide * size > 2**62:
-            _, key = np.unique(key, return_inverse=True)
-            key, wide = key.reshape(-1).astype(np.int64), int(key.max(initial=0)) + 1
-        key, wide = key * size + column, wide * size
-    _, first, which = np.unique(key, return_index=True, return_inverse=True)
-    return [column[first] for column in columns], which.reshape(-1)
+            key, wide = _numbered(key)
+        key, wide = key * size + code, wide * size
+    which, count = _numbered(key)
+    some = np.empty(count, dtype=np.int64)
+    some[which] = np.arange(len(key))
+    return [column[some] for column in columns], which
+
+
+def _numbered(column: Ints) -> tuple[Ints, int]:
+    """The column with its distinct values numbered in their order, and how many there are.
+
+    Without sorting where the values lie close enough together to be looked up in a table.
+    """
+    if not len(column):
+        return column, 0
+    low, high = int(column.min()), int(column.max())
+    if high - low >= max(len(column) * 4, SPARSE):
+        values, which = np.unique(column, return_inverse=True)
+        return which.reshape(-1), len(values)
+    place = column - low if low else column
+    there = np.zeros(high - low + 1, dtype=bool)
+    there[place] = True
+    count = int(np.count_nonzero(there))
+    return (place, count) if count == len(there) else ((np.cumsum(there) - 1)[place], count)
+
+
+SPARSE = 1 << 16
+"""Values that a table is made for however few rows there are."""

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from ..spec import ModelSpec
 from ..spec.strategy import Phase
-from .layouts import Layouts
+from .layouts import ALLGATHER, MEGATRON, RING, ULYSSES, Layouts
+from .rows import distinct_rows
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 def _every_rank(dp: Ints, pp: Ints, layouts: Layouts) -> Ints:
@@ -68,7 +70,7 @@ FINE_GPUS = 32
 
 
 def stage_layouts(model: ModelSpec, phase: Phase, max_ranks: int) -> Layouts:
-    """All layouts of a stage of up to ``max_ranks`` ranks: R = adp * sp * tp = edp * ep * etp in whole numbers.
+    """All layouts of a stage of up to ``max_ranks`` ranks: R = adp * sp * tp = edp * ep * etp, with all kinds of SP.
 
     Decode has no SP. A dense model has no attention DP, which would be DP, and no experts' axes.
     """
@@ -84,12 +86,13 @@ def stage_layouts(model: ModelSpec, phase: Phase, max_ranks: int) -> Layouts:
                     rows += [(ranks, sp, tp, ep, etp) for ep, etp in experts]
     table = np.array(rows, dtype=np.int64).T
     ranks, sps, tps, eps, etps = table
-    plain = Layouts(ranks, sps, tps, eps, etps, np.zeros(table.shape[1], dtype=bool))
+    plain = Layouts(ranks, sps, tps, eps, etps, np.full(table.shape[1], ALLGATHER))
     if phase == "decode":
         return plain
-    cut = np.flatnonzero((plain.sp == 1) & (plain.tp > 1))
-    both = plain[np.concatenate([np.arange(len(plain)), cut])]
-    return replace(both, megatron=np.arange(len(both)) >= len(plain))
+    own, on_tp = np.flatnonzero(plain.sp > 1), np.flatnonzero((plain.sp == 1) & (plain.tp > 1))
+    every = ((ALLGATHER, np.arange(len(plain))), (MEGATRON, on_tp), (RING, own), (ULYSSES, own))
+    kinds = np.repeat([kind for kind, _ in every], [len(some) for _, some in every])
+    return replace(plain[np.concatenate([some for _, some in every])], kind=kinds)
 
 
 @lru_cache(maxsize=4096)
@@ -97,6 +100,25 @@ def divisors(number: int) -> tuple[int, ...]:
     """All divisors, ascending."""
     small = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
     return (*small, *(number // d for d in reversed(small) if d * d != number))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Micro-batches that differ in layout or size, and which each strategy has.
+
+    Attributes:
+        layout: [distinct] number of the layout.
+        batch: [distinct] sequences.
+        larger: [strategies] which is the larger one.
+        mixed: Strategies with micro-batches of two sizes.
+        smaller: [mixed] which is the smaller one.
+    """
+
+    layout: Ints
+    batch: Ints
+    larger: Ints
+    mixed: Ints
+    smaller: Ints
 
 
 @dataclass(frozen=True)
@@ -143,9 +165,37 @@ class Candidates:
         rest = self.batch % self.microbatches
         return np.where(rest > 0, rest, self.microbatches)
 
-    @property
+    @cached_property
     def smaller_count(self) -> Ints:
         return self.microbatches - self.larger_count
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The micro-batches, those that are alike once."""
+        mixed = np.flatnonzero(self.smaller_count)
+        every = np.concatenate([self.layout, self.layout[mixed]]), np.concatenate([self.larger, self.smaller[mixed]])
+        (layout, batch), which = distinct_rows(*every)
+        return Sizes(layout, batch, which[: len(self)], mixed, which[len(self) :])
+
+    def summed(self, each: Floats) -> Floats:
+        """Sums over the micro-batches of every strategy, of figures of the distinct ones."""
+        total = self.larger_count * each[self.sizes.larger]
+        mixed = self.sizes.mixed
+        total[mixed] += self.smaller_count[mixed] * each[self.sizes.smaller]
+        return np.asarray(total)
+
+    @cached_property
+    def _shares(self) -> tuple[Ints, NDArray[np.uint8]]:
+        """The different numbers of sequences of a replica, and which of them each strategy has."""
+        values, which = np.unique(self.batch, return_inverse=True)
+        return values, which.reshape(-1).astype(np.min_scalar_type(len(values)))
+
+    def sharing(self, batch: int) -> Ints:
+        """Numbers of the strategies whose sequences the fullest of some replicas has that share a batch."""
+        share, which = self._shares
+        # the fewest replicas whose fullest has that many sequences
+        dp = -(-batch // share)
+        return np.flatnonzero(((dp <= batch) & (-(-batch // dp) == share))[which])
 
     def steps(self, size: Ints, prompt: int) -> Ints:
         """New tokens per sequence and step of micro-batches of ``size`` sequences."""
@@ -171,7 +221,8 @@ def chunk_sizes(batch: int, microbatches: int, prompt: int, bounds: Bounds) -> t
     return tuple(found)
 
 
-def schedules(pp: int, batches: Sequence[int], phase: Phase, prompt: int, bounds: Bounds) -> Ints:
+@lru_cache(maxsize=4096)
+def schedules(pp: int, batches: tuple[int, ...], phase: Phase, prompt: int, bounds: Bounds) -> Ints:
     """[3, schedules] (batch, micro-batches, chunk) of a pipeline of ``pp`` stages."""
     rows = [
         (batch, count, chunk)

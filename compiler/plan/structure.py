@@ -3,21 +3,24 @@
 The nodes of a lowered graph depend on how the rank groups of attention and of the experts nest, never on how large
 they are. The running products of a stage, innermost first, are
 
-    attention   kv group <= tp <= sp * tp <= R
+    attention   kv group <= tp <= sp * tp <= R          (Ulysses: the KV group on sp times tp in between)
     experts     etp <= ep * etp <= R        (or edp <= edp * etp <= R, with edp innermost)
 
-and a structure is one way to merge the two sequences into a chain. Its six intervals are atomic axes; in a given
+and a structure is one way to merge the two sequences into a chain. Its intervals are atomic axes; in a given
 strategy some of them have size 1, and what reshards over them is nothing. So a few structures stand for all strategies
 of a model, whatever their degrees. Two cases are apart, because there an axis of size 1 can move a collective of its
 neighbours: experts with edp innermost, and expert TP beside shared experts or a stream cut over tp. Their structures
 leave out every interval of size 1.
+
+The kind of SP decides what attention looks like. A ring has nodes for every hop, but from the third on hops are alike:
+rings of two, of three and of more ranks have graphs of their own, and in the last a hop stands for all in the middle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -34,8 +37,32 @@ from ..spec.stage_law import Degrees
 
 Ints = NDArray[np.int64]
 
-_ATTENTION_OWNER = ("tp", "tp", "sp", "adp")
+_ATTENTION_OWNER = {3: ("tp", "tp", "sp", "adp"), 4: ("tp", "tp", "sp", "sp", "adp")}
 _EXPERT_OWNER = {False: ("etp", "ep", "edp"), True: ("edp", "etp", "ep")}
+
+
+@dataclass(frozen=True, order=True)
+class SpKind:
+    """What attention does about tokens on other ranks.
+
+    Attributes:
+        name: allgather, ring, ulysses, or ``tp`` for the Megatron kind.
+        hops: Hops of a ring in its graph.
+        shared: Whether TP ranks share KV heads, so that Ulysses has none left to cut.
+    """
+
+    name: str = "allgather"
+    hops: int = 0
+    shared: bool = False
+
+
+LONG_RING = 4
+"""Hops in the graph of a ring of so many ranks or more: the first two, one for all in the middle, and the last."""
+
+SP_KINDS = (
+    SpKind(), SpKind("tp"), *(SpKind("ring", hops) for hops in range(2, LONG_RING + 1)),
+    SpKind("ulysses"), SpKind("ulysses", shared=True),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
@@ -43,17 +70,17 @@ class Structure:
     """How the cuts of a stage interleave.
 
     Attributes:
-        labels: The chain of cuts, innermost first: ``a`` of attention (KV group, tp, sp * tp), ``e`` of the experts,
-            ``x`` of whoever else.
+        labels: The chain of cuts, innermost first: ``a`` of attention (KV group, tp, perhaps the KV group on sp times
+            tp, sp * tp), ``e`` of the experts, ``x`` of whoever else.
         absent: Intervals of the chain, innermost first, that have size 1 in every strategy and are no axes.
         replicas_inside: Whether edp is the experts' innermost axis.
-        megatron: Whether the stream is cut over tp (``sp tp``).
+        kind: The kind of SP.
     """
 
     labels: str = "aaa"
     absent: tuple[int, ...] = ()
     replicas_inside: bool = False
-    megatron: bool = False
+    kind: SpKind = SpKind()
 
     @cached_property
     def owners(self) -> tuple[tuple[str, str, bool], ...]:
@@ -63,7 +90,7 @@ class Structure:
             passed, seen = self.labels.count("a", 0, index), self.labels.count("e", 0, index)
             expert = _EXPERT_OWNER[self.replicas_inside][seen] if "e" in self.labels else "etp"
             if index not in self.absent:
-                found.append((_ATTENTION_OWNER[passed], expert, passed == 1))
+                found.append((_ATTENTION_OWNER[self.labels.count("a")][passed], expert, passed == 1))
         return tuple(found)
 
     @cached_property
@@ -71,6 +98,11 @@ class Structure:
         """Names of the atomic axes, innermost first: the attention view's, numbered from its outermost."""
         owners = [attention for attention, _, _ in self.owners]
         return tuple(f"{owner}{owners[i + 1 :].count(owner)}" for i, owner in enumerate(owners))
+
+    @property
+    def kept(self) -> Ints:
+        """Intervals of the chain that are axes."""
+        return np.setdiff1d(np.arange(len(self.labels) + 1), self.absent)
 
     def views(self) -> dict[str, tuple[str, ...]]:
         """Named axes to atomic axes, outermost first."""
@@ -119,17 +151,52 @@ class Core:
     alone: Graph
     staged: Graph
 
+    def on(self, mesh: Mesh, crosses: NDArray[np.bool_]) -> Core:
+        """The graphs on a mesh of arrays; ``crosses`` tells of a ring whether its messages leave their domain."""
+        return Core(*(_ringed(g, mesh.size(mesh.view("sp")), crosses) for g in (self.alone, self.staged)))
 
-CORE_LABELS = "xxaxxaxxaxx"
+
+def _ringed(graph: Graph, ranks: Number, crosses: NDArray[np.bool_]) -> Graph:
+    """The graph with rings of so many ranks."""
+
+    def ringed(node: Node) -> Node:
+        return replace(node, attrs={**node.attrs, "ring": ranks}) if "ring" in node.attrs else node
+
+    if not any("ring" in node.attrs for _, node in graph.nodes()):
+        return graph
+    return replace(graph.map_nodes(ringed), meta={**graph.meta, "ring_crosses": crosses})
+
+
+CORE_LABELS = "xxaxxaxxaxxaxx"
 """Cuts of the core: attention's own, and between them (``x``) wherever the experts' two may fall."""
 
 
-def core(model: ModelSpec, phase: Phase, prompt: int, *, megatron: bool) -> Core:
+def core_structure(model: ModelSpec, kind: SpKind) -> Structure:
+    """The structure of the blocks without experts; without a KV group on tp where there cannot be one."""
+    alone = not groups_heads(model) or (kind.name == "ulysses" and not kind.shared)
+    return Structure(CORE_LABELS, tuple(range(CORE_LABELS.index("a") + 1)) if alone else (), kind=kind)
+
+
+def groups_heads(model: ModelSpec) -> bool:
+    """Whether several query heads share a KV head, so that TP ranks may have to."""
+    return model.attention.kind != "mla" and model.attention.kv_heads < model.attention.heads
+
+
+@lru_cache(maxsize=64)
+def core(model: ModelSpec, phase: Phase, prompt: int, kind: SpKind) -> Core:
     """Build and lower the blocks without experts, KV transfers included."""
-    logical = _logical(Structure(CORE_LABELS, megatron=megatron), model, phase, prompt)
+    structure, usual = core_structure(model, kind), core_structure(model, SpKind())
+    logical = _logical(structure, model, phase, prompt)
     logical = replace(logical, blocks=tuple(b for b in logical.blocks if b.name != MOE))
     count = model.layers.count
-    staged = lower_at_once(logical, (1, count - 1) if count > 1 else (1,))
+    split = (1, count - 1) if count > 1 else (1,)
+    if kind.name in ("ring", "ulysses") and structure.names == usual.names:
+        # Attention alone tells them from all-gather.
+        known = core(model, phase, prompt, SpKind())
+        own = tuple(b for b in logical.blocks if any(n.op == "attention" for n in b.nodes))
+        changed = {b.name: _marked(b, kind) for b in lower_at_once(replace(logical, blocks=own), split).blocks}
+        return Core(*(g.map_blocks(lambda b: changed.get(b.name, b)) for g in (known.alone, known.staged)))
+    staged = lower_at_once(logical, split)
     if count == 1 or phase == "prefill":
         # Only in decode do the ends differ: the sampled ids return from the last stage to the first.
         blocks = tuple(b for b in staged.blocks if b.role != "boundary")
@@ -140,10 +207,36 @@ def core(model: ModelSpec, phase: Phase, prompt: int, *, megatron: bool) -> Core
     return Core(replace(alone, blocks=(prologue, *staged.with_role("layer"), epilogue)), staged)
 
 
+IN_THE_MIDDLE = "in_the_middle"
+"""Attribute of nodes of the hop that stands for all but three of a long ring."""
+
+
+def _marked(block: Block, kind: SpKind) -> Block:
+    """The block with the hop of a long ring marked that repeats: the last but one."""
+    if kind.hops < LONG_RING:
+        return block
+    hop = kind.hops - 2
+    states = {v.name for n in block.nodes if n.op == "attention_partial" and n.attrs["hop"] == hop for v in n.outputs}
+
+    def marked(node: Node) -> Node:
+        shifted = node.op == "ring_shift" and sum(node.outputs[0].type.placement.shift) == hop
+        if shifted or node.attrs.get("hop") == hop or (node.op == "attention_merge" and states & set(node.inputs[1:])):
+            return replace(node, attrs={**node.attrs, IN_THE_MIDDLE: True})
+        return node
+
+    return block.map_nodes(marked)
+
+
+def in_the_middle(node: Node, mesh: Mesh) -> Number:
+    """How many nodes of its ring a node stands for."""
+    return mesh.size(mesh.view("sp")) - (LONG_RING - 1) if IN_THE_MIDDLE in node.attrs else 1
+
+
 MOE = "moe_ffn"
 """Name of the block with the experts."""
 
 
+@lru_cache(maxsize=1024)
 def experts(structure: Structure, model: ModelSpec, phase: Phase) -> Graph:
     """Build and lower the FFN of a layer with experts."""
     logical = _logical(structure, model, phase, 1)
@@ -152,19 +245,26 @@ def experts(structure: Structure, model: ModelSpec, phase: Phase) -> Graph:
 
 
 def _logical(structure: Structure, model: ModelSpec, phase: Phase, prompt: int) -> Graph:
-    mesh, degrees = _sample_mesh(structure, model), Degrees(sp_on_tp=structure.megatron)
-    return graph_on(mesh, model, phase, degrees, prompt=prompt, transfer=True, halves=True)
+    mesh, kind = _sample_mesh(structure, model), structure.kind.name
+    degrees = Degrees(sp_on_tp=kind == "tp")
+    graph = graph_on(mesh, model, phase, degrees, prompt=prompt, transfer=True, halves=True)
+    return replace(graph, meta={**graph.meta, "sp_kind": kind}) if kind in ("ring", "ulysses") else graph
 
 
 def _sample_mesh(structure: Structure, model: ModelSpec) -> Mesh:
-    """A mesh to lower on. Sizes matter to one placement rule only: whether ranks along an axis share KV heads."""
-    attention = model.attention
-    grouped = attention.kind != "mla" and attention.kv_heads < attention.heads
-    sizes = [1] * len(structure.owners)
-    if grouped:
+    """A mesh to lower on. Sizes matter to two rules only: which axes share out KV heads, and how long a ring is."""
+    attention, kind = model.attention, structure.kind
+    owners = [owner for owner, _, _ in structure.owners]
+    sizes = [1] * len(owners)
+    if groups_heads(model):
         # More ranks than heads along the outermost axis inside a KV group, so that they have to share.
         inside = sum(owner == "tp" and not cuts for owner, _, cuts in structure.owners)
-        sizes[:inside] = [*[1] * (inside - 1), attention.heads * attention.kv_heads + 1][:inside]
+        if kind.name == "ulysses" and not kind.shared:
+            # The first half of the axes of sp.
+            inside = owners.index("sp") + owners.count("sp") // 2
+        sizes[:inside] = [*sizes[: inside - 1], attention.heads * attention.kv_heads + 1][:inside]
+    if kind.name == "ring":
+        sizes[owners.index("sp")] = kind.hops
     columns = np.array(sizes, dtype=np.int64)[:, None]
     mesh = structure.mesh(columns, np.ones_like(columns))
     axes = tuple(Axis(a.name, int(cast(Any, a.size)[0]), 1) for a in mesh.axes)

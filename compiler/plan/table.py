@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..spec.strategy import Phase
-from .layouts import Layouts
+from .layouts import ALLGATHER, Layouts
 from .phase import Needs, PhaseCosts
 from .result import PhaseCounts
 from .space import Candidates
@@ -61,7 +61,7 @@ def complexity(candidates: Candidates, layouts: Layouts) -> Ints:
         layouts: The layouts that they number.
     """
     degrees = (layouts.adp, layouts.sp, layouts.tp, layouts.edp, layouts.ep, layouts.etp)
-    layout = sum((degree > 1).astype(np.int64) for degree in degrees) + layouts.megatron
+    layout = sum((degree > 1).astype(np.int64) for degree in degrees) + (layouts.kind != ALLGATHER)
     schedule = (candidates.pp > 1) * 1 + (candidates.microbatches > 1) + (candidates.chunk > 0)
     return np.asarray(layout[candidates.layout] + schedule, dtype=np.int64)
 

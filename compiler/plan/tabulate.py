@@ -180,7 +180,7 @@ class Tabulator:
         for ranks in np.unique(layouts.ranks).tolist():
             mine = np.flatnonzero(layouts.ranks == ranks)
             for pp in range(1, min(q.gpus // ranks, q.spec.model.layers.count) + 1):
-                possible = mine[costs.weights(mine, pp).max(axis=1) <= capacity]
+                possible = mine[costs.weights(pp)[:, mine].max(axis=0) <= capacity]
                 table = self._schedules(phase, ranks, pp)
                 count = table.shape[1]
                 parts.append(

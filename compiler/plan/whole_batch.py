@@ -62,11 +62,8 @@ def _options(
     question: Question, replicas: Replicas, table: PhaseTable, batch: int, *, separate: bool, strict: bool
 ) -> Options:
     """Strategies of a phase with the replicas that share a batch; ``strict`` leaves out what is too slow."""
-    share = table.candidates.batch
-    # the fewest replicas whose fullest has that many sequences
-    dp = -(-batch // share)
-    mine = np.flatnonzero((dp <= batch) & (-(-batch // dp) == share))
-    dp = dp[mine]
+    mine = table.candidates.sharing(batch)
+    dp = -(-batch // table.candidates.batch[mine])
     good, gpus = replicas.admitted(table, mine, dp, np.full(len(mine), batch))
     latency = replicas.first_token(table, mine, dp)
     limit = question.limit(table.phase) if strict else None

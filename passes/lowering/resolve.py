@@ -66,9 +66,11 @@ class _BlockResolver:
     def _resolve(self, node: Node) -> None:
         rule = operator(node)
         given = [self.types[i] for i in node.inputs]
-        wants = rule.infer(node, given, self.graph.mesh).wants
-        inputs = tuple(self._demand(i, w, node) for i, w in zip(node.inputs, wants, strict=True))
-        inferred = rule.infer(node, [self.types[i] for i in inputs], self.graph.mesh)
+        inferred = rule.infer(node, given, self.graph.mesh)
+        inputs = tuple(self._demand(i, w, node) for i, w in zip(node.inputs, inferred.wants, strict=True))
+        placed = [self.types[i] for i in inputs]
+        if placed != given:
+            inferred = rule.infer(node, placed, self.graph.mesh)
         if inferred.wants != tuple(self.types[i].placement for i in inputs):
             raise InternalError(f"the rule of {node.op} is not stable on its own wishes at {node.name}")
         params = tuple(replace(p, type=t) for p, t in zip(node.params, inferred.params, strict=True))

@@ -1,7 +1,7 @@
 """Validation: legality of a strategy before anything is built, and of a graph after every pass."""
 
 from ._graph_rules import GRAPH_RULES
-from ._shape_rules import BLOCK_BOTH_WAYS
+from ._shape_rules import BLOCK_BOTH_WAYS, MAX_RING
 from ._stages import balanced, stage_layers
 from ._work_rules import MAX_ITEMS
 from .erasure import erase
@@ -15,6 +15,7 @@ __all__ = [
     "FLAT_RULES",
     "GRAPH_RULES",
     "MAX_ITEMS",
+    "MAX_RING",
     "PHASE_RULES",
     "SPEC_RULES",
     "balanced",

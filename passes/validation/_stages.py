@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 from ...compiler.spec import ACTIVATION_DTYPE, ModelSpec, Spec, dtype
@@ -31,6 +32,7 @@ def stage_layers(spec: Spec, phase: Phase) -> tuple[int, ...]:
     return term.layers if term is not None and term.layers else balanced(spec.model, strategy.degree("pp"))
 
 
+@lru_cache(maxsize=4096)
 def balanced(model: ModelSpec, stages: int) -> tuple[int, ...]:
     """The balanced split of the model's layers over ``stages``, at most one per layer."""
     table = _table_bytes(model)

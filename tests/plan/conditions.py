@@ -39,7 +39,9 @@ def every_strategy(spec: Spec, phase: Phase, gpus: int, bounds: Bounds) -> Itera
     """All strategies of a phase in the language's terms, legal or not, without asking the planner for any."""
     moe = spec.model.moe is not None
     degrees = range(1, gpus + 1)
-    kinds = [("sp", n) for n in degrees] + [("tp", None)] if phase == "prefill" else [("sp", 1)]
+    kinds: list[tuple[str | None, int | None]] = [(None, 1)]
+    if phase == "prefill":
+        kinds += [("tp", None), *product(("allgather", "ring", "ulysses"), range(2, gpus + 1))]
     work, batch = spec.workload, spec.workload.batch or 1
     for dp, pp, (kind, sp), tp, ep, etp in product(degrees, degrees, kinds, degrees, degrees if moe else (1,),
                                                    degrees if moe else (0,)):  # fmt: skip
@@ -48,7 +50,7 @@ def every_strategy(spec: Spec, phase: Phase, gpus: int, bounds: Bounds) -> Itera
             if dp * pp * ranks > gpus:
                 continue
             chain = [ChainTerm(name="dp", degree=dp), ChainTerm(name="pp", degree=pp)]
-            chain.append(ChainTerm(name="sp", kind="tp") if kind == "tp" else ChainTerm(name="sp", degree=sp))
+            chain.append(ChainTerm(name="sp", kind=kind, degree=sp))
             if moe:
                 chain.append(ChainTerm(name="ep", degree=ep, etp=etp))
             chain.append(ChainTerm(name="tp", degree=tp))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import paradag
 from paradag.compiler.plan import Bounds, Objective, Plan
+from paradag.compiler.plan.layouts import KIND_NAMES
 from paradag.compiler.spec import ChainTerm, LoadedSpec, Spec, StrategySpec
 from paradag.compiler.spec.stage_law import degrees_of
 
@@ -155,7 +156,8 @@ def test_any_strategy_of_the_tables_costs_what_compile_says(model: str, gpus: st
     for phase, table in plan.tables.items():
         for row in np.random.default_rng(11).permutation(len(table["seconds"]))[:SAMPLED].tolist():
             one = {name: int(column[row]) for name, column in table.items() if name != "seconds"}
-            sp = ChainTerm(name="sp", kind="tp") if one["megatron"] else ChainTerm(name="sp", degree=one["sp"])
+            kind = KIND_NAMES[one["sp_kind"]]
+            sp = ChainTerm(name="sp", kind=kind, degree=None if kind == "tp" else one["sp"])
             chain = [ChainTerm(name="pp", degree=one["pp"]), *([sp] if phase == "prefill" else [])]
             if loaded.spec.model.moe is not None:
                 chain.append(ChainTerm(name="ep", degree=one["ep"], etp=one["etp"]))

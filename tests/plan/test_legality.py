@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from paradag.compiler.plan.layouts import Layouts
+from paradag.compiler.plan.layouts import ALLGATHER, KIND_NAMES, MEGATRON, RING, ULYSSES, Layouts
 from paradag.compiler.plan.legality import layout_faults, schedule_faults
 from paradag.compiler.spec import ChainTerm, LoadedSpec, StrategySpec
 from paradag.compiler.spec.strategy import Phase
@@ -24,7 +24,8 @@ def checked(loaded: LoadedSpec, layouts: Layouts, columns: dict[str, np.ndarray]
     pp, count, chunk = (int(columns[n][row]) for n in ("pp", "microbatches", "chunk"))
     chain = [ChainTerm(name="pp", degree=pp)]
     if phase == "prefill":
-        chain.append(ChainTerm(name="sp", kind="tp") if layouts.megatron[row] else ChainTerm(name="sp", degree=sp))
+        kind = KIND_NAMES[layouts.kind[row]]
+        chain.append(ChainTerm(name="sp", kind=kind, degree=None if kind == "tp" else sp))
     if loaded.spec.model.moe is not None:
         chain.append(ChainTerm(name="ep", degree=ep, etp=etp))
     chain.append(ChainTerm(name="tp", degree=tp))
@@ -44,11 +45,13 @@ def test_verdicts_are_those_of_check_spec(model: str, phase: Phase) -> None:
     sp, tp, ep, etp, more = rng.choice(degrees, (5, TRIED))
     if phase == "decode":
         sp = np.ones_like(sp)
-    megatron = (sp == 1) & (tp > 1) & (rng.random(TRIED) < 0.4) if phase == "prefill" else np.zeros(TRIED, dtype=bool)
+    kind = np.where(sp > 1, rng.choice([ALLGATHER, RING, ULYSSES], TRIED), ALLGATHER)
+    if phase == "prefill":
+        kind = np.where((sp == 1) & (tp > 1) & (rng.random(TRIED) < 0.4), MEGATRON, kind)
     ranks = np.maximum(sp * tp, ep * etp) * np.where(rng.random(TRIED) < 0.5, 1, more)
     if spec.model.moe is None:
         ep, etp, ranks = np.ones_like(ep), tp, sp * tp
-    layouts = Layouts(ranks, sp, tp, ep, etp, megatron)
+    layouts = Layouts(ranks, sp, tp, ep, etp, kind)
     columns = {
         "pp": rng.integers(1, 6, TRIED),
         "batch": rng.integers(1, 9, TRIED),

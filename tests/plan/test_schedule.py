@@ -6,33 +6,69 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paradag.compiler.cost import pipeline_makespan
+from paradag.compiler.cost import decode_interval, pipeline_makespan
 from paradag.compiler.cost.network import boundary_crosses
 from paradag.compiler.ir.mesh import Axis, Mesh
 from paradag.compiler.plan.frontier import skyband
-from paradag.compiler.plan.phase import crossings
-from paradag.compiler.plan.schedule import chunked_seconds, prefill_seconds
+from paradag.compiler.plan.schedule import (
+    chunked_seconds,
+    decode_seconds,
+    mixed_decode_seconds,
+    mixed_prefill_seconds,
+    prefill_seconds,
+)
+from paradag.compiler.plan.stages import crossings, stages_of
 
 seeds = st.integers(0, 2**32 - 1)
 
 
-@given(seed=seeds, larger=st.integers(1, 4), smaller=st.integers(0, 4), servers=st.integers(1, 7))
+@given(seed=seeds, count=st.integers(1, 4), servers=st.integers(1, 7))
+def test_equal_microbatches(seed: int, count: int, servers: int) -> None:
+    times = np.random.default_rng(seed).random((servers, 3))
+    items = np.repeat(times.T[:, None], count, 1)
+    counts = np.full(3, count)
+    found = prefill_seconds(times.sum(axis=0), times, counts)
+    np.testing.assert_allclose(found, pipeline_makespan(items), rtol=1e-12)
+    found = decode_seconds(times.sum(axis=0), times, counts)
+    np.testing.assert_allclose(found, decode_interval(times.T, count), rtol=1e-12)
+
+
+@given(seed=seeds, larger=st.integers(1, 4), smaller=st.integers(1, 4), servers=st.integers(1, 7))
 def test_two_sizes_of_microbatches(seed: int, larger: int, smaller: int, servers: int) -> None:
     rng = np.random.default_rng(seed)
-    first, second = rng.random((2, 3, servers))
-    items = np.concatenate([np.repeat(first[:, None], larger, 1), np.repeat(second[:, None], smaller, 1)], axis=1)
-    found = prefill_seconds(first, second, np.full(3, larger), np.full(3, smaller))
+    first, second = rng.random((2, servers, 3))
+    items = np.concatenate([np.repeat(first.T[:, None], larger, 1), np.repeat(second.T[:, None], smaller, 1)], axis=1)
+    counts = np.full(3, larger), np.full(3, smaller)
+    found = mixed_prefill_seconds(first, second, *counts)
     np.testing.assert_allclose(found, pipeline_makespan(items), rtol=1e-12)
+    found = mixed_decode_seconds((first.sum(axis=0), second.sum(axis=0)), (first, second), *counts)
+    trips = np.maximum(items.sum(axis=2).max(axis=1), items.sum(axis=1).max(axis=1))
+    np.testing.assert_allclose(found, trips, rtol=1e-12)
 
 
 @given(seed=seeds, items=st.integers(1, 9), servers=st.integers(1, 7))
 def test_items_of_any_size(seed: int, items: int, servers: int) -> None:
     rng = np.random.default_rng(seed)
-    times = rng.random((4, items, servers))
-    fewer = rng.integers(1, items + 1, 4)
-    times[np.arange(items) >= fewer[:, None]] = 0.0
-    expected = [pipeline_makespan(row[:count]) for row, count in zip(times, fewer, strict=True)]
-    np.testing.assert_allclose(chunked_seconds(times), expected, rtol=1e-12)
+    times = rng.random((servers, 12))
+    order = rng.integers(0, servers, servers)
+    rows = rng.integers(0, 12, (items, 4))
+    fewer = np.sort(rng.integers(1, items + 1, 4))
+    every = times[order][:, rows].transpose(2, 1, 0)
+    expected = [pipeline_makespan(row[:count]) for row, count in zip(every, fewer, strict=True)]
+    np.testing.assert_allclose(chunked_seconds(times, order.tolist(), rows, fewer), expected, rtol=1e-12)
+
+
+@given(seed=seeds, stages=st.integers(1, 9))
+def test_kinds_of_stages(seed: int, stages: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 4, stages).tolist()
+    members = rng.integers(0, 2, (2, sum(sizes)))
+    found = stages_of(members, sizes)
+    ends = np.cumsum(sizes)
+    expected = [members[:, end - size : end].sum(axis=1) for size, end in zip(sizes, ends, strict=True)]
+    np.testing.assert_array_equal(found.counts[:, found.kind].T, expected)
+    assert found.kind[0] == 0 and found.kind[-1] == found.counts.shape[1] - 1
+    assert stages == 1 or 0 < found.kind[-1] > max(found.kind[:-1])
 
 
 @given(seed=seeds, count=st.integers(1, 40), criteria=st.integers(1, 3), layers=st.integers(1, 3))

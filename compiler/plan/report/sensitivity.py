@@ -24,7 +24,7 @@ from ...spec.calibration import (
     StreamingParameters,
 )
 from ...spec.stage_law import degrees_of
-from ..layouts import Layouts
+from ..layouts import KIND_NAMES, Layouts
 from ..result import Deployment, Numbers, Plan
 from ..search import find_plan
 from ..space import Bounds, Law
@@ -323,11 +323,14 @@ def _bound(plan: Plan) -> int | None:
 
 def _confined(law: Law, deployments: Iterable[Deployment], *, is_moe: bool) -> tuple[Law, int]:
     """The law for the stage layouts of the given deployments only, and how many these are."""
-    degrees = [degrees_of(s, is_moe=is_moe) for d in deployments for s in d.strategies]
-    wanted = {(d.ranks, d.sp, d.tp, d.ep, d.etp, d.sp_on_tp) for d in degrees}
+    told = [(s, degrees_of(s, is_moe=is_moe)) for d in deployments for s in d.strategies]
+    kinds = ["tp" if d.sp_on_tp else s.sp_kind or "allgather" for s, d in told]
+    wanted = {
+        (d.ranks, d.sp, d.tp, d.ep, d.etp, KIND_NAMES.index(kind)) for (_, d), kind in zip(told, kinds, strict=True)
+    }
 
     def fits(layouts: Layouts) -> NDArray[np.bool_]:
-        columns = (layouts.ranks, layouts.sp, layouts.tp, layouts.ep, layouts.etp, layouts.megatron)
+        columns = (layouts.ranks, layouts.sp, layouts.tp, layouts.ep, layouts.etp, layouts.kind)
         rows = zip(*(c.tolist() for c in columns), strict=True)
         mine = np.fromiter((row in wanted for row in rows), dtype=bool, count=len(layouts))
         return np.asarray(mine & law.fits(layouts))
