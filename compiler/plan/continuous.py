@@ -34,6 +34,9 @@ Floats = NDArray[np.float64]
 
 Tables = Mapping[Phase, PhaseTable]
 
+MANY = 1 << 14
+"""Deployments from which on it pays to thin them out before all are compared."""
+
 
 @dataclass(frozen=True)
 class Turns:
@@ -125,15 +128,18 @@ def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     share, turns = decode.candidates.batch, decode.candidates.microbatches
     wait = np.asarray(step_wait(decode.seconds, turns))
     lies_p, lies_d = (replicas.code(t, "weights", mine) for t, mine in ((prefill, some_p), (decode, some_d)))
-    # Which shares does a prefill strategy meet? Those of decode strategies that lie alike.
+    # Which shares does a prefill strategy meet? Those of decode strategies that lie alike, as far as there is room.
     wide = int(share.max(initial=0)) + 1
     places = np.unique(lies_d * wide + share[some_d])
+    size, room = prefill.candidates.batch, _room(question, prefill, some_p, capacity)
+    alike = np.unique(lies_p, return_inverse=True)[1].reshape(-1) * wide + size[some_p]
+    alike = alike * (len(question.batches) + 1) + room
+    band = grouped_band(alike, prefill.seconds[some_p], prefill.each[some_p], LAYERS)
+    some_p, lies_p, room = some_p[band], lies_p[band], room[band]
     p, place = joined(lies_p, places // wide)
-    met, kept = some_p[p], places[place] % wide
-    whole = kept % np.maximum(1, prefill.candidates.batch[met]) == 0
-    met, kept, place = met[whole], kept[whole], place[whole]
-    fits = _with_room(question, prefill, met, kept, capacity)
-    met, place = met[fits], place[fits]
+    kept = places[place] % wide
+    good = (kept % np.maximum(1, size[some_p[p]]) == 0) & (np.searchsorted(question.batches, kept) < room[p])
+    met, place = some_p[p[good]], place[good]
     band = grouped_band(place, prefill.seconds[met], prefill.each[met], LAYERS)
     met, place = met[band], place[band]
     spot = np.searchsorted(places, lies_d * wide + share[some_d])
@@ -144,36 +150,27 @@ def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     tpot_s = np.asarray(steady_tpot(decode.seconds[d], prefill.each[p], share[d], output))
     made = Turns(p, d, prefill.seconds[p] + wait[d], tpot_s, share[d] / (output * tpot_s))
     made = made[_met(question, made.ttft, made.tpot, strict=strict)]
-    size = _replica_size(question, decode, made.decode)
+    gpus = _replica_size(question, decode, made.decode)
     # With as many sequences, whoever has the smaller TPOT serves more.
-    made = made[grouped_band(size * wide + share[made.decode], made.ttft, made.tpot, LAYERS)]
-    size = _replica_size(question, decode, made.decode)
-    return made[_band(size, made.ttft, made.tpot, -made.requests)]
+    return made[grouped_band(gpus * wide + share[made.decode], made.ttft, made.tpot, LAYERS)]
 
 
-def _with_room(question: Question, table: PhaseTable, mine: Ints, kept: Ints, capacity: float) -> Ints:
-    """Places of the prefill strategies that fit beside the caches of so many sequences; more sequences need more."""
-    good = np.zeros(len(mine), dtype=bool)
-    order = np.lexsort((kept, mine))
-    ends = np.flatnonzero(np.append(np.diff(mine[order]) > 0, len(mine) > 0))
-    starts = np.append(0, ends + 1)[: len(ends)]
-    number = np.repeat(np.arange(len(ends)), ends - starts + 1)
-    most, least = (_room(question, table, mine[order[at]], kept[order[at]]) <= capacity for at in (ends, starts))
-    good[order] = most[number]
-    open_ = order[(least & ~most)[number]]
-    good[open_] = _room(question, table, mine[open_], kept[open_]) <= capacity
-    return np.flatnonzero(good)
-
-
-def _room(question: Question, table: PhaseTable, mine: Ints, kept: Ints) -> Floats:
-    """Bytes of the fullest GPU in prefill while so many sequences of a replica have their caches there."""
-    if not len(mine):
-        return np.zeros(0)
-    work = question.spec.workload
+def _room(question: Question, table: PhaseTable, mine: Ints, capacity: float) -> Ints:
+    """How many of the tried sizes of a replica leave room for each prefill strategy: more sequences need more."""
+    shares, work = np.array(question.batches), question.spec.workload
     longest = work.sequence[1] if work.sequence else None
-    some = table.candidates[mine]
-    need = table.costs.needs(some, (work.input + work.output,), longest, (kept // np.maximum(1, some.batch),))[0]
-    return np.where(_moves(table, mine), need.longest - need.total + need.with_transfer, need.longest)
+    low, high = np.zeros(len(mine), dtype=np.int64), np.full(len(mine), len(shares))
+    tried = high - 1
+    while len(open_ := np.flatnonzero(low < high)):
+        some = table.candidates[mine[open_]]
+        times = -(-shares[tried[open_]] // np.maximum(1, some.batch))
+        need = table.costs.needs(some, (work.input + work.output,), longest, (times,))[0]
+        moving = need.longest - need.total + need.with_transfer
+        fits = np.where(_moves(table, mine[open_]), moving, need.longest) <= capacity
+        low[open_] = np.where(fits, tried[open_] + 1, low[open_])
+        high[open_] = np.where(fits, high[open_], tried[open_])
+        tried = (low + high) // 2
+    return low
 
 
 def _moves(prefill: PhaseTable, mine: Ints) -> NDArray[np.bool_]:
@@ -347,6 +344,10 @@ def _band(group: Ints, *columns: Floats) -> Ints:
 def _best(pairs: Pairs) -> Pairs:
     """What few deployments of as many GPUs beat in everything; of equal ones the simplest."""
     pairs = pairs[np.argsort(pairs.complexity, kind="stable")]
+    if len(pairs) > MANY:
+        # Of those with equal TPOT few need to be held against all.
+        alike = np.unique(pairs.tpot, return_inverse=True)[1].reshape(-1) * (int(pairs.gpus.max()) + 1) + pairs.gpus
+        pairs = pairs[grouped_band(alike, pairs.ttft, -pairs.requests, LAYERS)]
     return pairs[_band(pairs.gpus, pairs.ttft, pairs.tpot, -pairs.requests)]
 
 
