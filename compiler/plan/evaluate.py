@@ -23,7 +23,7 @@ from ..ir.types import Number, Rows
 from ..ir.unrolled import STREAMS
 from ..spec import ModelSpec
 from .layouts import Layouts, by_structure, core_axes, sights
-from .rows import Bytes, NodeFilter, Seconds, by_tokens, distinct_rows, everything, looks_at_context
+from .rows import Bytes, NodeFilter, Seconds, distinct_rows, everything, looks_at_context, sees_tokens_only
 from .structure import MOE, SP_KINDS, Core, Structure, core, core_structure, experts, in_the_middle
 
 Ints = NDArray[np.int64]
@@ -83,17 +83,22 @@ class Evaluator:
             first: Whether the row is the first chunk of its micro-batch.
             last: Whether it is the last.
         """
-        core, sizes = self._core_batch(layout, batch)
-        distinct, where = distinct_rows(core, sizes, new, first * 1, last * 1)
-        tokens = self._core_parts(distinct)
-        out = Seconds(*(getattr(tokens, f.name)[..., where] for f in fields(Seconds)))
-        # Chunks of a micro-batch differ in their context, which few nodes look at.
-        distinct, where = distinct_rows(core, sizes, new, past)
-        parts = out.parts + self._core_context(distinct)[:, where]
+        found = self.by_tokens(layout, batch, new, first, last)
+        return replace(found, parts=found.parts + self.by_context(layout, batch, new, past))
+
+    def by_tokens(self, layout: Ints, batch: Ints, new: Ints, first: Bools, last: Bools) -> Seconds:
+        """Seconds of the nodes that do not look at what came before; see :meth:`seconds`."""
+        distinct, where = distinct_rows(*self._core_batch(layout, batch), new, first * 1, last * 1)
+        found = self._core_parts(distinct).at(where)
         if self._has_experts:
             distinct, where = distinct_rows(*self._expert_tokens(layout, batch, new))
-            parts[-1] = self._expert_seconds(distinct)[where]
-        return replace(out, parts=parts)
+            found.parts[-1] = self._expert_seconds(distinct)[where]
+        return found
+
+    def by_context(self, layout: Ints, batch: Ints, new: Ints, past: Ints) -> Floats:
+        """[parts, rows] seconds of the nodes that do; see :meth:`seconds`."""
+        distinct, where = distinct_rows(*self._core_batch(layout, batch), new, past)
+        return self._core_context(distinct)[:, where]
 
     def _core_context(self, rows: Sequence[Ints]) -> Floats:
         """[parts, rows] seconds of the nodes that look at the context; rows are core, batch of a group, new, past."""
@@ -165,11 +170,11 @@ class Evaluator:
         part = 0
         for block in inside.blocks:
             if block.role == "layer":
-                out.parts[part, here] = self._total(inside, block, extents, masks, by_tokens)
+                out.parts[part, here] = self._total(inside, block, extents, masks, sees_tokens_only)
                 part += 1
             elif block.role != "boundary":
                 target = out.prologue if block.role == "prologue" else out.epilogue
-                target[here] = self._total(inside, block, extents, masks, by_tokens)
+                target[here] = self._total(inside, block, extents, masks, sees_tokens_only)
             message = out.send if block.role == "boundary" else out.back
             for node in block.nodes:
                 if node.op == "send":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,8 @@ from .stages import Pipelines, by_stages, crossings
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+_FIRST, _BETWEEN, _LAST = range(3)
 
 STAGES_SEEN = 8
 """Columns per strategy that pieces of work are sized for."""
@@ -107,37 +111,38 @@ class Latency:
             return np.zeros((len(ranks), 1), dtype=bool)
         return crossings(ranks, pp, first_rank, self.evaluator.hardware.domain)
 
-    def _stage_seconds(self, seconds: Seconds, rows: Ints, pp: int) -> Floats:
+    def _stage_seconds(self, seconds: Seconds, pp: int) -> Floats:
         """[kinds, rows] seconds of each kind of stage."""
-        kinds = self.pipelines[pp].summed(seconds.parts[:, rows])
-        kinds[0] += seconds.prologue[rows]
-        kinds[-1] += seconds.epilogue[rows]
+        kinds = self.pipelines[pp].summed(seconds.parts)
+        kinds[0] += seconds.prologue
+        kinds[-1] += seconds.epilogue
         return kinds
 
     def _trip(
         self, seconds: Seconds, through: Floats, rows: Ints, crosses: NDArray[np.bool_], ranks: Ints
     ) -> tuple[Floats, Floats]:
         """Sum over all servers, and the seconds of those that differ; ``crosses`` by ranks of a stage."""
-        pp = crosses.shape[1]
-        stages = self._stage_seconds(seconds, rows, pp)
+        pp, here = crosses.shape[1], seconds.at(rows)
+        stages = self._stage_seconds(here, pp)
         if pp == 1:
             return stages[0], stages
         outside = np.count_nonzero(crosses[:, :-1], axis=1)[ranks]
-        near, far = seconds.send[0, rows], seconds.send[1, rows]
+        near, far = here.send
         total = through[rows] + (pp - 1 - outside) * near + outside * far
         messages = [np.where(outside < pp - 1, near, 0.0), np.where(outside > 0, far, 0.0)]
         if self.decode:
-            messages.append(np.where(crosses[ranks, -1], seconds.back[1, rows], seconds.back[0, rows]))
+            messages.append(np.where(crosses[ranks, -1], here.back[1], here.back[0]))
             total += messages[-1]
         return total, np.concatenate([stages, messages])
 
     def _in_order(self, seconds: Seconds, rows: Ints, pp: int, crosses: NDArray[np.bool_]) -> Floats:
         """[servers, rows] seconds of the stages with the messages between them."""
-        stages = self._stage_seconds(seconds, rows, pp)
+        here = seconds.at(rows)
+        stages = self._stage_seconds(here, pp)
         out = np.empty((2 * pp - 1, len(rows)))
         out[0::2] = stages[self.pipelines[pp].kind]
         if pp > 1:
-            out[1::2] = np.where(crosses[:, :-1].T, seconds.send[1, rows], seconds.send[0, rows])
+            out[1::2] = np.where(crosses[:, :-1].T, here.send[1], here.send[0])
         return out
 
     # --- in chunks --------------------------------------------------------------------------------------------------
@@ -150,11 +155,19 @@ class Latency:
         (layout, size, step), which = distinct_rows(np.concatenate([candidates.layout] * 2), sizes, steps)
         chunks = -(-prompt // step)
         start = np.cumsum(chunks) - chunks
-        number = np.arange(int(chunks.sum())) - np.repeat(start, chunks)
-        past = number * np.repeat(step, chunks)
-        new = np.minimum(np.repeat(step, chunks), prompt - past)
-        layouts = np.repeat(layout, chunks)
-        seconds = self.evaluator.seconds(layouts, np.repeat(size, chunks), new, past, number == 0, past + new >= prompt)
+        micro = np.repeat(np.arange(len(step)), chunks)
+        number = np.arange(len(micro)) - start[micro]
+        past = number * step[micro]
+        new = np.minimum(step[micro], prompt - past)
+        context = self.evaluator.by_context(layout[micro], size[micro], new, past)
+        # But for their context, the chunks between the first and the last are alike.
+        place = np.where(number == 0, _FIRST, np.where(number == chunks[micro] - 1, _LAST, _BETWEEN))
+        (some, at), alike = distinct_rows(micro, place)
+        rest = prompt - (chunks[some] - 1) * step[some]
+        tokens = self.evaluator.by_tokens(
+            layout[some], size[some], np.where(at == _LAST, rest, np.minimum(step[some], prompt)),
+            at == _FIRST, (at == _LAST) | (chunks[some] == 1),
+        )  # fmt: skip
         which = which.reshape(2, count)
         counts = np.stack([candidates.larger_count, candidates.smaller_count])
         items = (counts * chunks[which]).sum(axis=0)
@@ -166,8 +179,10 @@ class Latency:
             each = chunks[used]
             begin = np.cumsum(each) - each
             rows = np.arange(int(each.sum())) + np.repeat(start[used] - begin, each)
-            ranks = self.evaluator.layouts.ranks[layouts[rows]]
-            times, servers = self._distinct_servers(seconds, rows, ranks, pp, first_rank)
+            ranks = self.evaluator.layouts.ranks[layout[micro[rows]]]
+            seconds = tokens.at(alike[rows])
+            seconds = replace(seconds, parts=seconds.parts + context[:, rows])
+            times, servers = self._distinct_servers(seconds, ranks, pp, first_rank)
             of = of.reshape(2, -1)
             passed = _passed(begin[of], each[of], counts[:, mine], int(items[mine[-1]]))
             out[0, mine] = chunked_seconds(times, servers, passed, items[mine])
@@ -175,12 +190,10 @@ class Latency:
             out[1, mine] = (counts[0, mine] * whole[:, of[0]] + counts[1, mine] * whole[:, of[1]]).max(axis=0)
         return out
 
-    def _distinct_servers(
-        self, seconds: Seconds, rows: Ints, ranks: Ints, pp: int, first_rank: int
-    ) -> tuple[Floats, list[int]]:
+    def _distinct_servers(self, seconds: Seconds, ranks: Ints, pp: int, first_rank: int) -> tuple[Floats, list[int]]:
         """Seconds of the servers that differ, and which of them each server is, in order."""
         stages = self.pipelines[pp]
-        times = self._stage_seconds(seconds, rows, pp)
+        times = self._stage_seconds(seconds, pp)
         if pp == 1:
             return times, [0]
         table = self._crosses(pp, first_rank)[:, :-1].T
@@ -188,7 +201,7 @@ class Latency:
         patterns: dict[bytes, int] = {}
         which = [patterns.setdefault(column.tobytes(), len(patterns)) for column in table[:, there]]
         crosses = table[[which.index(number) for number in patterns.values()]][:, ranks]
-        messages = np.where(crosses, seconds.send[1, rows], seconds.send[0, rows])
+        messages = np.where(crosses, seconds.send[1], seconds.send[0])
         order = np.empty(2 * pp - 1, dtype=np.int64)
         order[0::2], order[1::2] = stages.kind, len(times) + np.array(which)
         return np.concatenate([times, messages]), order.tolist()

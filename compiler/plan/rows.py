@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,10 @@ class Seconds:
     epilogue: Floats
     send: Floats
     back: Floats
+
+    def at(self, rows: Ints) -> Seconds:
+        """Those of some rows."""
+        return Seconds(*(getattr(self, f.name)[..., rows] for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def everything(block: Block, node: Node) -> bool:
     return True
 
 
-def by_tokens(block: Block, node: Node) -> bool:
+def sees_tokens_only(block: Block, node: Node) -> bool:
     """Whether the node's cost depends on the new tokens alone."""
     return not looks_at_context(block, node)
 
