@@ -67,14 +67,14 @@ def answer(
     chosen = top[0] if len(feasible) else None
     return Plan(
         objective=search.objective,
-        spec=_chosen_spec(spec, chosen),
+        spec=chosen_spec(spec, chosen),
         chosen=chosen,
         top=top,
         pareto=tuple(writer.deployment(int(i)) for i in front),
         counts={phase: table.counts for phase, table in (counts or tables).items()},
         pairs=len(pairs),
         tables={phase: _columns(table) for phase, table in tables.items()},
-        runner_up=_distance(search.objective, per_gpu, top) if chosen else None,
+        runner_up=distance(search.objective, per_gpu, top) if chosen else None,
         assumptions=tuple(search.assumptions),
         seconds=time.perf_counter() - search.began,
         complete=complete,
@@ -222,14 +222,15 @@ def strategy_spec(
     return settled(spec, strategy)
 
 
-def _chosen_spec(spec: Spec, chosen: Deployment | None) -> Spec:
+def chosen_spec(spec: Spec, chosen: Deployment | None) -> Spec:
+    """The request with a deployment's strategies and batch; without any where there is none."""
     if chosen is None:
         return spec.model_copy(update={"strategies": ()})
     work = spec.workload.model_copy(update={"batch": chosen.numbers.batch})
     return spec.model_copy(update={"strategies": chosen.strategies, "workload": work})
 
 
-def _distance(objective: str, per_gpu: bool, top: Sequence[Deployment]) -> float | None:
+def distance(objective: str, per_gpu: bool, top: Sequence[Deployment]) -> float | None:
     """How much worse the next best is in the figure that the objective looks at first; by tokens/s where that ties."""
     if len(top) < 2:
         return None

@@ -21,6 +21,7 @@ from .layouts import Layouts
 from .legality import layout_faults, schedule_faults
 from .packs import counted_gpus, refused_layouts, refused_replicas, refused_schedules
 from .phase import Needs, PhaseCosts
+from .placement import placed
 from .result import Objective, PhaseCounts, Plan
 from .space import COARSE, FINE_GPUS, Bounds, Candidates, Law, schedules, stage_layouts
 from .table import PhaseTable, batches_searched, complexity, first_fault, gpus_searched
@@ -416,4 +417,4 @@ def find_plan(
         nearest = search.nearest(tables)
         pairs, options = search.pairs(nearest, strict=False)
         return answer(search, nearest, pairs, options, complete=complete, counts=tables)
-    return answer(search, tables, pairs, options, complete=complete)
+    return placed(answer(search, tables, pairs, options, complete=complete), search)

@@ -14,9 +14,8 @@ from ....passes.analysis.memory import MemoryReport, analyse_memory, weight_byte
 from ....passes.analysis.stage_times import prefill_seconds, server_times, step_interval
 from ....passes.analysis.transfer import send_costs
 from ....passes.analysis.unroll import node_mask
-from ....passes.lowering.sequence import lower_at_once
-from ....passes.validation import check_spec, stage_layers
-from ...build import build_graph, cache_tokens, decode_context, needs_transfer, two_layouts
+from ....passes.validation import check_spec
+from ...build import cache_tokens, decode_context, needs_transfer, two_layouts
 from ...cost import Hardware, NodeCost, node_costs, resolve_hardware
 from ...cost.nodes import BOUNDS
 from ...diagnostics import Diagnostic
@@ -25,6 +24,7 @@ from ...spec import Assumption, LoadedSpec, Spec, StrategySpec
 from ...spec.pack_law import degrees_in, stated
 from ...spec.stage_law import Degrees
 from ...spec.strategy import Phase
+from ..lowered import lowered
 from ..result import Deployment, Plan
 from .sensitivity import CONTEXT, Sensitivity
 
@@ -154,11 +154,6 @@ def gather(plan: Plan, loaded: LoadedSpec, sensitivity: Sensitivity) -> Facts:
     phases = {phase: _phase(spec, phase, graphs, hardware, transfer) for phase in graphs}
     findings = check_spec(replace(loaded, spec=spec, sources={}))[1]
     return Facts(plan, loaded, hardware, subject, spec, phases, transfer, tuple(findings), sensitivity)
-
-
-def lowered(spec: Spec, phase: Phase) -> Graph:
-    """The lowered graph of a phase."""
-    return lower_at_once(build_graph(spec, phase, "plan"), stage_layers(spec, phase))
 
 
 def model_bytes(spec: Spec) -> float:

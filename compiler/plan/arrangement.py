@@ -1,0 +1,220 @@
+"""The best arrangement of one deployment: order of axes and split of layers, in figures of its lowered graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import log
+from typing import TYPE_CHECKING
+
+from ...passes.analysis.memory import analyse_memory, weight_bytes
+from ...passes.analysis.stage_times import phase_latency, phase_servers
+from ..build import cache_tokens, needs_transfer, phase_mesh, two_layouts
+from ..cost import node_costs
+from ..ir.graph import Graph
+from ..spec import Spec, StrategySpec
+from ..spec.strategy import Phase
+from .answer import chosen_spec
+from .lowered import lowered
+from .orders import USUAL, Compared, Order, PhaseOrders, orders
+from .result import Deployment, Miss, Numbers, Objective
+from .splits import Split, SplitTimes, better_split
+
+if TYPE_CHECKING:
+    from .search import Search
+
+GAIN = 1e-6
+"""Least relative gain for which something is written into a strategy."""
+
+Worth = tuple[float, ...]
+"""What figures are worth, smaller is better."""
+
+
+class Arranger:
+    """Finds arrangements of deployments of one search; strategies that several of them share are lowered once.
+
+    Args:
+        search: The search.
+        objective: What was optimised.
+    """
+
+    def __init__(self, search: Search, objective: Objective) -> None:
+        self.search, self.objective = search, objective
+        self.compared = 0
+        self._graphs: dict[tuple[object, ...], Graph] = {}
+        self._orders: dict[tuple[object, ...], tuple[PhaseOrders, Compared | None]] = {}
+        self._splits: dict[tuple[object, ...], SplitTimes] = {}
+
+    def improved(self, deployment: Deployment) -> Deployment:
+        """The deployment in its best arrangement: itself where that is the usual one, or where it does not fit."""
+        if any(m.constraint == "memory" for m in deployment.misses):
+            return deployment
+        return self._with_splits(self._with_orders(deployment))
+
+    def _graph(self, spec: Spec, phase: Phase) -> Graph:
+        key = _key(spec, phase)
+        if key not in self._graphs:
+            self._graphs[key] = lowered(spec, phase, self.search.context)
+        return self._graphs[key]
+
+    # --- orders of axes ---------------------------------------------------------------------------------------------
+
+    def _with_orders(self, deployment: Deployment) -> Deployment:
+        spec = chosen_spec(self.search.spec, deployment)
+        phases = [s.phase for s in deployment.strategies]
+        options = {p: found for p in phases if (found := self._compared(spec, p)) is not None}
+        compared = {p: c for p, (_, c) in options.items() if c is not None}
+        if not compared:
+            return deployment
+        if _alike(spec):
+            whole = {p: every for p, (o, _) in options.items() if (every := o.compare(whole=True)) is not None}
+            common = set.intersection(*(set(c.latency) for c in whole.values()))
+            tried = [dict.fromkeys(phases, o) for o in next(iter(whole.values())).latency if o in common]
+        else:
+            whole, tried = compared, [{p: c.best for p, c in compared.items()}]
+
+        def numbers(order: Mapping[Phase, Order]) -> Numbers:
+            return self._numbers(deployment, {p: c.latency[order[p]] for p, c in whole.items()})
+
+        best = min(tried, key=lambda order: self._worth(numbers(order)))
+        if not self._gains(numbers(best), deployment.numbers):
+            return deployment
+        strategies = tuple(
+            s if best.get(s.phase, USUAL) == USUAL else s.model_copy(update={"placement": best[s.phase]})
+            for s in deployment.strategies
+        )
+        return self._judged(replace(deployment, strategies=strategies, numbers=numbers(best)))
+
+    def _compared(self, spec: Spec, phase: Phase) -> tuple[PhaseOrders, Compared | None] | None:
+        """The orders of a phase, and what they reach where one may be better; None where there is but one."""
+        if len(orders(phase_mesh(spec, phase), self.search.hardware.domain)) == 1:
+            return None
+        key = _key(spec, phase)
+        if key not in self._orders:
+            own = PhaseOrders(spec, self._graph(spec, phase), self.search.hardware)
+            self._orders[key] = own, own.compare()
+            self.compared += own.ways if own.ways > 1 else 0
+        return self._orders[key]
+
+    # --- splits of layers -------------------------------------------------------------------------------------------
+
+    def _with_splits(self, deployment: Deployment) -> Deployment:
+        spec = chosen_spec(self.search.spec, deployment)
+        staged = [s.phase for s in deployment.strategies if s.degree("pp") > 1]
+        for phases in [staged] if _alike(spec) and staged else [[p] for p in staged]:
+            deployment = self._with_split(deployment, phases)
+        return deployment
+
+    def _with_split(self, deployment: Deployment, phases: Sequence[Phase]) -> Deployment:
+        """The deployment with the best split that some phases have in common."""
+        spec = chosen_spec(self.search.spec, deployment)
+        times = {p: self._split_times(spec, p) for p in phases}
+        start = times[phases[0]].graph.stages
+
+        def worth(split: Split) -> Worth:
+            self.compared += 1
+            return self._worth(self._numbers(deployment, {p: t.latency(split) for p, t in times.items()}))
+
+        best = better_split(spec.model, start, worth, times[phases[-1]].slowest)
+        if best == start:
+            return deployment
+        strategies = tuple(_with_layers(s, best) if s.phase in phases else s for s in deployment.strategies)
+        found = self._measured(replace(deployment, strategies=strategies))
+        fits = max(found.numbers.memory_bytes.values()) <= self.search.hardware.memory
+        return self._judged(found) if fits and self._gains(found.numbers, deployment.numbers) else deployment
+
+    def _split_times(self, spec: Spec, phase: Phase) -> SplitTimes:
+        key = _key(spec, phase)
+        if key not in self._splits:
+            graph = self._graph(spec, phase)
+            self._splits[key] = SplitTimes(graph, node_costs(graph, self.search.hardware))
+        return self._splits[key]
+
+    def _measured(self, deployment: Deployment) -> Deployment:
+        """The deployment with the figures of its own lowered graphs, memory among them."""
+        spec, hardware = chosen_spec(self.search.spec, deployment), self.search.hardware
+        graphs = {s.phase: self._graph(spec, s.phase) for s in deployment.strategies}
+        memory: dict[Phase, float] = {}
+        latency: dict[Phase, float] = {}
+        for phase, graph in graphs.items():
+            others = [g for p, g in graphs.items() if p != phase]
+            other = max(weight_bytes(others[0])) if others and two_layouts(spec) else 0.0
+            report = analyse_memory(graph, hardware.memory, cache_tokens(spec, phase), other_weights=other)
+            memory[phase] = report.fullest.total
+            latency[phase] = phase_latency(graph, phase_servers(graph, node_costs(graph, hardware)))
+        return replace(deployment, numbers=replace(self._numbers(deployment, latency), memory_bytes=memory))
+
+    # --- figures ----------------------------------------------------------------------------------------------------
+
+    def _numbers(self, deployment: Deployment, latency: Mapping[Phase, float]) -> Numbers:
+        """The deployment's figures with other latencies."""
+        n, work = deployment.numbers, self.search.spec.workload
+        ttft, tpot = latency.get("prefill", n.ttft_s), latency.get("decode", n.tpot_s)
+        if ttft is not None and tpot is not None:
+            decode = work.output * tpot
+            busy = max(ttft, n.kv_transfer_s, decode) if deployment.separate else ttft + decode
+        else:
+            busy = ttft if ttft is not None else work.output * (tpot or 0.0)
+        requests = n.batch / busy
+        tokens = requests * (work.input if tpot is None else work.output)
+        return replace(n, ttft_s=ttft, tpot_s=tpot, requests_per_s=requests, tokens_per_s=tokens)
+
+    def _worth(self, numbers: Numbers) -> Worth:
+        """What figures of one deployment are worth: first the requirement missed most, then the objective's.
+
+        To twelve digits: the same sum in another order is the same.
+        """
+        return tuple(float(f"{figure:.11e}") for figure in self._figures(numbers))
+
+    def _figures(self, numbers: Numbers) -> Worth:
+        missed = max((m.factor for m in self._misses(numbers)), default=1.0)
+        first = numbers.tpot_s if numbers.tpot_s is not None else numbers.ttft_s or 0.0
+        if self.objective == "latency":
+            return missed, first, -numbers.tokens_per_s
+        if self.objective == "balanced":
+            return missed, log(first / numbers.tokens_per_s)
+        return missed, -numbers.tokens_per_s, first
+
+    def _gains(self, numbers: Numbers, before: Numbers) -> bool:
+        """Whether figures are better than others by more than rounding."""
+        for mine, other in zip(self._worth(numbers), self._worth(before), strict=True):
+            if abs(mine - other) > GAIN * abs(other):
+                return mine < other
+        return False
+
+    def _misses(self, numbers: Numbers) -> tuple[Miss, ...]:
+        require, rate, output = self.search.spec.workload.require, numbers.requests_per_s, self._output
+        limits = (
+            ("ttft", numbers.ttft_s, require.ttft),
+            ("tpot", numbers.tpot_s, require.tpot),
+            ("throughput", rate * output, require.throughput),
+            ("throughput_per_gpu", rate * output / numbers.gpus, require.throughput_per_gpu),
+            ("rate", rate, self.search.spec.workload.rate),
+        )
+        found = [Miss(name, got, limit) for name, got, limit in limits if got is not None and limit is not None]
+        return tuple(sorted((m for m in found if m.factor > 1), key=lambda m: -m.factor))
+
+    @property
+    def _output(self) -> int:
+        return self.search.spec.workload.output
+
+    def _judged(self, deployment: Deployment) -> Deployment:
+        return replace(deployment, misses=self._misses(deployment.numbers))
+
+
+def _key(spec: Spec, phase: Phase) -> tuple[object, ...]:
+    """What a lowered phase depends on, within one search."""
+    return spec.strategy(phase), spec.workload.batch, phase_mesh(spec, phase).first_rank, needs_transfer(spec)
+
+
+def _alike(spec: Spec) -> bool:
+    """Whether both phases lay the cache out alike on the same GPUs.
+
+    Then they have to stay so: else the cache would move, and weights of the same layout be there twice.
+    """
+    return len(spec.strategies) == 2 and not needs_transfer(spec)
+
+
+def _with_layers(strategy: StrategySpec, split: Split) -> StrategySpec:
+    chain = tuple(t.model_copy(update={"layers": split}) if t.name == "pp" else t for t in strategy.chain)
+    return strategy.model_copy(update={"chain": chain})
