@@ -51,7 +51,8 @@ class Arranger:
             return deployment
         return self._with_splits(self._with_orders(deployment))
 
-    def _graph(self, spec: Spec, phase: Phase) -> Graph:
+    def graph(self, spec: Spec, phase: Phase) -> Graph:
+        """The lowered graph of a phase."""
         key = _key(spec, phase)
         if key not in self._graphs:
             self._graphs[key] = lowered(spec, phase, self.search.context)
@@ -74,9 +75,9 @@ class Arranger:
             whole, tried = compared, [{p: c.best for p, c in compared.items()}]
 
         def numbers(order: Mapping[Phase, Order]) -> Numbers:
-            return self._numbers(deployment, {p: c.latency[order[p]] for p, c in whole.items()})
+            return self.numbers(deployment, {p: c.latency[order[p]] for p, c in whole.items()})
 
-        best = min(tried, key=lambda order: self._worth(numbers(order)))
+        best = min(tried, key=lambda order: self.worth(numbers(order)))
         if not self._gains(numbers(best), deployment.numbers):
             return deployment
         strategies = tuple(
@@ -91,7 +92,7 @@ class Arranger:
             return None
         key = _key(spec, phase)
         if key not in self._orders:
-            own = PhaseOrders(spec, self._graph(spec, phase), self.search.hardware)
+            own = PhaseOrders(spec, self.graph(spec, phase), self.search.hardware)
             self._orders[key] = own, own.compare()
             self.compared += own.ways if own.ways > 1 else 0
         return self._orders[key]
@@ -113,27 +114,27 @@ class Arranger:
 
         def worth(split: Split) -> Worth:
             self.compared += 1
-            return self._worth(self._numbers(deployment, {p: t.latency(split) for p, t in times.items()}))
+            return self.worth(self.numbers(deployment, {p: t.latency(split) for p, t in times.items()}))
 
         best = better_split(spec.model, start, worth, times[phases[-1]].slowest)
         if best == start:
             return deployment
         strategies = tuple(_with_layers(s, best) if s.phase in phases else s for s in deployment.strategies)
-        found = self._measured(replace(deployment, strategies=strategies))
+        found = self.measured(replace(deployment, strategies=strategies))
         fits = max(found.numbers.memory_bytes.values()) <= self.search.hardware.memory
         return self._judged(found) if fits and self._gains(found.numbers, deployment.numbers) else deployment
 
     def _split_times(self, spec: Spec, phase: Phase) -> SplitTimes:
         key = _key(spec, phase)
         if key not in self._splits:
-            graph = self._graph(spec, phase)
+            graph = self.graph(spec, phase)
             self._splits[key] = SplitTimes(graph, node_costs(graph, self.search.hardware))
         return self._splits[key]
 
-    def _measured(self, deployment: Deployment) -> Deployment:
+    def measured(self, deployment: Deployment) -> Deployment:
         """The deployment with the figures of its own lowered graphs, memory among them."""
         spec, hardware = chosen_spec(self.search.spec, deployment), self.search.hardware
-        graphs = {s.phase: self._graph(spec, s.phase) for s in deployment.strategies}
+        graphs = {s.phase: self.graph(spec, s.phase) for s in deployment.strategies}
         memory: dict[Phase, float] = {}
         latency: dict[Phase, float] = {}
         for phase, graph in graphs.items():
@@ -142,11 +143,11 @@ class Arranger:
             report = analyse_memory(graph, hardware.memory, cache_tokens(spec, phase), other_weights=other)
             memory[phase] = report.fullest.total
             latency[phase] = phase_latency(graph, phase_servers(graph, node_costs(graph, hardware)))
-        return replace(deployment, numbers=replace(self._numbers(deployment, latency), memory_bytes=memory))
+        return replace(deployment, numbers=replace(self.numbers(deployment, latency), memory_bytes=memory))
 
     # --- figures ----------------------------------------------------------------------------------------------------
 
-    def _numbers(self, deployment: Deployment, latency: Mapping[Phase, float]) -> Numbers:
+    def numbers(self, deployment: Deployment, latency: Mapping[Phase, float]) -> Numbers:
         """The deployment's figures with other latencies."""
         n, work = deployment.numbers, self.search.spec.workload
         ttft, tpot = latency.get("prefill", n.ttft_s), latency.get("decode", n.tpot_s)
@@ -159,7 +160,7 @@ class Arranger:
         tokens = requests * (work.input if tpot is None else work.output)
         return replace(n, ttft_s=ttft, tpot_s=tpot, requests_per_s=requests, tokens_per_s=tokens)
 
-    def _worth(self, numbers: Numbers) -> Worth:
+    def worth(self, numbers: Numbers) -> Worth:
         """What figures of one deployment are worth: first the requirement missed most, then the objective's.
 
         To twelve digits: the same sum in another order is the same.
@@ -167,7 +168,7 @@ class Arranger:
         return tuple(float(f"{figure:.11e}") for figure in self._figures(numbers))
 
     def _figures(self, numbers: Numbers) -> Worth:
-        missed = max((m.factor for m in self._misses(numbers)), default=1.0)
+        missed = max((m.factor for m in self.misses(numbers)), default=1.0)
         first = numbers.tpot_s if numbers.tpot_s is not None else numbers.ttft_s or 0.0
         if self.objective == "latency":
             return missed, first, -numbers.tokens_per_s
@@ -177,12 +178,13 @@ class Arranger:
 
     def _gains(self, numbers: Numbers, before: Numbers) -> bool:
         """Whether figures are better than others by more than rounding."""
-        for mine, other in zip(self._worth(numbers), self._worth(before), strict=True):
+        for mine, other in zip(self.worth(numbers), self.worth(before), strict=True):
             if abs(mine - other) > GAIN * abs(other):
                 return mine < other
         return False
 
-    def _misses(self, numbers: Numbers) -> tuple[Miss, ...]:
+    def misses(self, numbers: Numbers) -> tuple[Miss, ...]:
+        """The requirements that figures miss, worst first."""
         require, rate, output = self.search.spec.workload.require, numbers.requests_per_s, self._output
         limits = (
             ("ttft", numbers.ttft_s, require.ttft),
@@ -199,7 +201,7 @@ class Arranger:
         return self.search.spec.workload.output
 
     def _judged(self, deployment: Deployment) -> Deployment:
-        return replace(deployment, misses=self._misses(deployment.numbers))
+        return replace(deployment, misses=self.misses(deployment.numbers))
 
 
 def _key(spec: Spec, phase: Phase) -> tuple[object, ...]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
 from ..spec import Assumption, Spec, StrategySpec
 from ..spec.strategy import Phase
+
+if TYPE_CHECKING:
+    from .experts import ExpertPlan
 
 Objective = Literal["latency", "throughput", "balanced"]
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "balanced")
@@ -128,6 +131,7 @@ class Plan:
         assumptions: Everything taken for the user.
         seconds: Wall time of the search.
         complete: False where the search was interrupted: the best so far.
+        experts: The choice's experts under a measured load, where one was given.
     """
 
     objective: Objective
@@ -142,6 +146,7 @@ class Plan:
     assumptions: tuple[Assumption, ...]
     seconds: float
     complete: bool = True
+    experts: ExpertPlan | None = None
 
     @property
     def feasible(self) -> bool:
