@@ -170,11 +170,13 @@ class Arranger:
     def _figures(self, numbers: Numbers) -> Worth:
         missed = max((m.factor for m in self.misses(numbers)), default=1.0)
         first = numbers.tpot_s if numbers.tpot_s is not None else numbers.ttft_s or 0.0
+        # What pools of their own leave equal is decided by the latency that the objective does not look at.
+        last = numbers.ttft_s or 0.0
         if self.objective == "latency":
-            return missed, first, -numbers.tokens_per_s
+            return missed, first, -numbers.tokens_per_s, last
         if self.objective == "balanced":
-            return missed, log(first / numbers.tokens_per_s)
-        return missed, -numbers.tokens_per_s, first
+            return missed, log(first / numbers.tokens_per_s), last
+        return missed, -numbers.tokens_per_s, first, last
 
     def _gains(self, numbers: Numbers, before: Numbers) -> bool:
         """Whether figures are better than others by more than rounding."""

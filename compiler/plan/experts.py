@@ -239,7 +239,9 @@ class _Dealer:
         rows = []
         for attempt in tried:
             imbalance = self._deal(phase, attempt.redundant).imbalance
-            verdict = "" if attempt is best else attempt.missed or "not faster by 0.1 %"
+            more = attempt.latency[phase] / best.latency[phase] - 1
+            slower = f"{100 * more:.1f} % slower" if more > WORTHWHILE else f"not faster by {100 * WORTHWHILE:g} %"
+            verdict = "" if attempt is best else attempt.missed or slower
             rows.append(
                 Tried(
                     attempt.redundant, float(imbalance.max()), float(imbalance.mean()), attempt.latency[phase],

@@ -119,7 +119,7 @@ class PhaseOrders:
         meshes = {order: self.mesh(order) for order in orders(self.graph.mesh, self.hardware.domain)}
         kinds: dict[tuple[Any, ...], list[Order]] = {}
         for order, mesh in meshes.items():
-            if order == USUAL or self._aligned(mesh):
+            if order == USUAL or self.aligned(mesh):
                 kinds.setdefault(self._links(mesh), []).append(order)
         self.ways = len(kinds)
         if len(kinds) < 2 and not whole:
@@ -156,7 +156,7 @@ class PhaseOrders:
         """Axes that some collective goes over, each once."""
         return list(dict.fromkeys(tuple(n.attrs["axes"]) for _, n in self._network if "axes" in n.attrs))
 
-    def _aligned(self, mesh: Mesh) -> bool:
+    def aligned(self, mesh: Mesh) -> bool:
         """Whether groups lie in domains as the cost model takes them to lie, on all stages and replicas.
 
         It takes groups to begin where domains begin. Where they do not, its figure is too good, and an order that is

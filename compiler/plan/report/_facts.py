@@ -128,7 +128,10 @@ class Facts:
             why = "costs use input + output / 2, the middle of the generation; memory uses input + output"
             made.append(Assumption(CONTEXT, f"{context} tokens at the costed step", why))
         if self.spec.model.moe is not None:
-            made.append(Assumption("expert load", "uniform", "no load given: every expert slot is equally likely"))
+            why = "no load given: every expert slot is equally likely"
+            if self.plan.experts is not None:
+                why = "in every figure but those that section 7 states for the given load"
+            made.append(Assumption("expert load", "uniform", why))
         known: dict[str, Assumption] = {}
         for assumption in made:
             known.setdefault(assumption.name, assumption)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 from ...spec import ChainTerm, StrategySpec
@@ -61,6 +61,11 @@ def folded(numbers: Iterable[int]) -> str:
         parts.append(text + (f" by {step}" if step > 1 else ""))
         left = left[run:]
     return ", ".join(parts) or "none"
+
+
+def gpus_text(numbers: Collection[int]) -> str:
+    """GPU numbers as ranges, with the noun."""
+    return f"GPU{'' if len(numbers) == 1 else 's'} {folded(numbers)}"
 
 
 def _run(numbers: Sequence[int]) -> int:
