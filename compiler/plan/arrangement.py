@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...passes.analysis.memory import analyse_memory, weight_bytes
 from ...passes.analysis.stage_times import phase_latency, phase_servers
-from ..build import cache_tokens, needs_transfer, phase_mesh, two_layouts
+from ..build import build_items, cache_tokens, needs_transfer, phase_mesh, two_layouts
 from ..cost import node_costs
 from ..ir.graph import Graph
 from ..spec import Spec, StrategySpec
@@ -109,6 +109,9 @@ class Arranger:
     def _with_split(self, deployment: Deployment, phases: Sequence[Phase]) -> Deployment:
         """The deployment with the best split that some phases have in common."""
         spec = chosen_spec(self.search.spec, deployment)
+        # A single item takes the sum of all stages, however they are cut.
+        if all(len(build_items(spec, p)) == 1 for p in phases):
+            return deployment
         times = {p: self._split_times(spec, p) for p in phases}
         start = times[phases[0]].graph.stages
 

@@ -87,8 +87,9 @@ def better_split(
         slowest: The stage of a split that takes longest.
     """
     best, worth = start, value(start)
+    limit = heaviest(model, balanced(model, len(start)))
     for _ in range(MOST_MOVES):
-        moves = {m: value(m) for m in neighbours(best, slowest(best)) if admitted(model, m)}
+        moves = {m: value(m) for m in neighbours(best, slowest(best)) if admitted(model, m, limit)}
         if not moves:
             break
         nearest = min(moves, key=lambda m: (moves[m], m))
@@ -111,8 +112,15 @@ def neighbours(split: Split, slowest: int) -> Iterator[Split]:
                 yield tuple(moved)
 
 
-def admitted(model: ModelSpec, split: Sequence[int]) -> bool:
-    """Whether the rules find nothing against a split: uneven by more than a layer, it is lighter than the balanced."""
+def admitted(model: ModelSpec, split: Sequence[int], limit: int | None = None) -> bool:
+    """Whether the rules find nothing against a split: uneven by more than a layer, it is lighter than the balanced.
+
+    Args:
+        model: Whose layers are split.
+        split: Layers of each stage.
+        limit: Bytes of the heaviest stage of the balanced split, where they are known.
+    """
     if max(split) - min(split) <= 1:
         return True
-    return heaviest(model, split) < heaviest(model, balanced(model, len(split)))
+    most = heaviest(model, balanced(model, len(split))) if limit is None else limit
+    return heaviest(model, split) < most
