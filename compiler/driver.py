@@ -205,14 +205,17 @@ def plan(
         DiagnosticError: the input or the expert load does not load, or lacks a figure.
     """
     from .plan import find_plan
+    from .plan.experts import with_load
 
     told = progress or (lambda what: None)
     loaded = load(source, knowledge=knowledge)
     if isinstance(expert_load, (str, Path)):
         expert_load = load_expert_load(Path(expert_load), loaded.spec.model)
-    return find_plan(
-        loaded, objective, top=top, max_gpus=max_gpus, law=law, bounds=bounds, progress=told, expert_load=expert_load
-    )
+    plan = find_plan(loaded, objective, top=top, max_gpus=max_gpus, law=law, bounds=bounds, progress=told)
+    if expert_load is None:
+        return plan
+    told("experts to ranks")
+    return with_load(plan, loaded.spec, expert_load)
 
 
 def _with_proposals(diagnostics: tuple[Diagnostic, ...], fixed: Fixed) -> tuple[Diagnostic, ...]:

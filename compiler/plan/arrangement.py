@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import log
-from typing import TYPE_CHECKING
 
 from ...passes.analysis.memory import analyse_memory, weight_bytes
 from ...passes.analysis.stage_times import phase_latency, phase_servers
 from ..build import build_items, cache_tokens, needs_transfer, phase_mesh, two_layouts
-from ..cost import node_costs
+from ..cost import Hardware, node_costs
 from ..ir.graph import Graph
 from ..spec import Spec, StrategySpec
 from ..spec.strategy import Phase
@@ -20,9 +19,6 @@ from .orders import USUAL, Compared, Order, PhaseOrders, orders
 from .result import Deployment, Miss, Numbers, Objective
 from .splits import Split, SplitTimes, better_split
 
-if TYPE_CHECKING:
-    from .search import Search
-
 GAIN = 1e-6
 """Least relative gain for which something is written into a strategy."""
 
@@ -31,15 +27,17 @@ Worth = tuple[float, ...]
 
 
 class Arranger:
-    """Finds arrangements of deployments of one search; strategies that several of them share are lowered once.
+    """Finds arrangements of deployments of one request; strategies that several of them share are lowered once.
 
     Args:
-        search: The search.
+        spec: The request, without strategies.
+        hardware: GPUs and links.
         objective: What was optimised.
+        context: Tokens per sequence of the costed decode step; default the usual middle of the generation.
     """
 
-    def __init__(self, search: Search, objective: Objective) -> None:
-        self.search, self.objective = search, objective
+    def __init__(self, spec: Spec, hardware: Hardware, objective: Objective, context: int | None = None) -> None:
+        self.spec, self.hardware, self.objective, self.context = spec, hardware, objective, context
         self.compared = 0
         self._graphs: dict[tuple[object, ...], Graph] = {}
         self._orders: dict[tuple[object, ...], tuple[PhaseOrders, Compared | None]] = {}
@@ -55,13 +53,13 @@ class Arranger:
         """The lowered graph of a phase."""
         key = _key(spec, phase)
         if key not in self._graphs:
-            self._graphs[key] = lowered(spec, phase, self.search.context)
+            self._graphs[key] = lowered(spec, phase, self.context)
         return self._graphs[key]
 
     # --- orders of axes ---------------------------------------------------------------------------------------------
 
     def _with_orders(self, deployment: Deployment) -> Deployment:
-        spec = chosen_spec(self.search.spec, deployment)
+        spec = chosen_spec(self.spec, deployment)
         phases = [s.phase for s in deployment.strategies]
         options = {p: found for p in phases if (found := self._compared(spec, p)) is not None}
         compared = {p: c for p, (_, c) in options.items() if c is not None}
@@ -88,11 +86,11 @@ class Arranger:
 
     def _compared(self, spec: Spec, phase: Phase) -> tuple[PhaseOrders, Compared | None] | None:
         """The orders of a phase, and what they reach where one may be better; None where there is but one."""
-        if len(orders(phase_mesh(spec, phase), self.search.hardware.domain)) == 1:
+        if len(orders(phase_mesh(spec, phase), self.hardware.domain)) == 1:
             return None
         key = _key(spec, phase)
         if key not in self._orders:
-            own = PhaseOrders(spec, self.graph(spec, phase), self.search.hardware)
+            own = PhaseOrders(spec, self.graph(spec, phase), self.hardware)
             self._orders[key] = own, own.compare()
             self.compared += own.ways if own.ways > 1 else 0
         return self._orders[key]
@@ -100,7 +98,7 @@ class Arranger:
     # --- splits of layers -------------------------------------------------------------------------------------------
 
     def _with_splits(self, deployment: Deployment) -> Deployment:
-        spec = chosen_spec(self.search.spec, deployment)
+        spec = chosen_spec(self.spec, deployment)
         staged = [s.phase for s in deployment.strategies if s.degree("pp") > 1]
         for phases in [staged] if _alike(spec) and staged else [[p] for p in staged]:
             deployment = self._with_split(deployment, phases)
@@ -108,7 +106,7 @@ class Arranger:
 
     def _with_split(self, deployment: Deployment, phases: Sequence[Phase]) -> Deployment:
         """The deployment with the best split that some phases have in common."""
-        spec = chosen_spec(self.search.spec, deployment)
+        spec = chosen_spec(self.spec, deployment)
         # A single item takes the sum of all stages, however they are cut.
         if all(len(build_items(spec, p)) == 1 for p in phases):
             return deployment
@@ -124,19 +122,19 @@ class Arranger:
             return deployment
         strategies = tuple(_with_layers(s, best) if s.phase in phases else s for s in deployment.strategies)
         found = self.measured(replace(deployment, strategies=strategies))
-        fits = max(found.numbers.memory_bytes.values()) <= self.search.hardware.memory
+        fits = max(found.numbers.memory_bytes.values()) <= self.hardware.memory
         return self._judged(found) if fits and self._gains(found.numbers, deployment.numbers) else deployment
 
     def _split_times(self, spec: Spec, phase: Phase) -> SplitTimes:
         key = _key(spec, phase)
         if key not in self._splits:
             graph = self.graph(spec, phase)
-            self._splits[key] = SplitTimes(graph, node_costs(graph, self.search.hardware))
+            self._splits[key] = SplitTimes(graph, node_costs(graph, self.hardware))
         return self._splits[key]
 
     def measured(self, deployment: Deployment) -> Deployment:
         """The deployment with the figures of its own lowered graphs, memory among them."""
-        spec, hardware = chosen_spec(self.search.spec, deployment), self.search.hardware
+        spec, hardware = chosen_spec(self.spec, deployment), self.hardware
         graphs = {s.phase: self.graph(spec, s.phase) for s in deployment.strategies}
         memory: dict[Phase, float] = {}
         latency: dict[Phase, float] = {}
@@ -152,7 +150,7 @@ class Arranger:
 
     def numbers(self, deployment: Deployment, latency: Mapping[Phase, float]) -> Numbers:
         """The deployment's figures with other latencies."""
-        n, work = deployment.numbers, self.search.spec.workload
+        n, work = deployment.numbers, self.spec.workload
         ttft, tpot = latency.get("prefill", n.ttft_s), latency.get("decode", n.tpot_s)
         if ttft is not None and tpot is not None:
             decode = work.output * tpot
@@ -190,27 +188,27 @@ class Arranger:
 
     def misses(self, numbers: Numbers) -> tuple[Miss, ...]:
         """The requirements that figures miss, worst first."""
-        require, rate, output = self.search.spec.workload.require, numbers.requests_per_s, self._output
+        require, rate, output = self.spec.workload.require, numbers.requests_per_s, self._output
         limits = (
             ("ttft", numbers.ttft_s, require.ttft),
             ("tpot", numbers.tpot_s, require.tpot),
             ("throughput", rate * output, require.throughput),
             ("throughput_per_gpu", rate * output / numbers.gpus, require.throughput_per_gpu),
-            ("rate", rate, self.search.spec.workload.rate),
+            ("rate", rate, self.spec.workload.rate),
         )
         found = [Miss(name, got, limit) for name, got, limit in limits if got is not None and limit is not None]
         return tuple(sorted((m for m in found if m.factor > 1), key=lambda m: -m.factor))
 
     @property
     def _output(self) -> int:
-        return self.search.spec.workload.output
+        return self.spec.workload.output
 
     def _judged(self, deployment: Deployment) -> Deployment:
         return replace(deployment, misses=self.misses(deployment.numbers))
 
 
 def _key(spec: Spec, phase: Phase) -> tuple[object, ...]:
-    """What a lowered phase depends on, within one search."""
+    """What a lowered phase depends on, within one request."""
     return spec.strategy(phase), spec.workload.batch, phase_mesh(spec, phase).first_rank, needs_transfer(spec)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 from ...passes.analysis.stage_times import phase_latency, phase_servers
 from ...passes.analysis.unroll import node_mask
 from ..build import pools_separate
-from ..cost import NodeCost, node_costs
+from ..cost import NodeCost, node_costs, resolve_hardware
 from ..cost.experts import Load
 from ..cost.nodes import loaded_seconds, routed_tokens
 from ..ir.graph import Block, Graph, Node
-from ..spec import StrategySpec
+from ..spec import Spec, StrategySpec
 from ..spec.expert_load import ExpertLoad
 from ..spec.pack_law import degrees_in
 from ..spec.strategy import Phase
@@ -28,9 +27,6 @@ from .answer import chosen_spec
 from .arrangement import Arranger
 from .balance import Dealt, balance, contiguous
 from .result import Deployment, Numbers, Plan
-
-if TYPE_CHECKING:
-    from .search import Search
 
 Floats = NDArray[np.float64]
 
@@ -106,12 +102,15 @@ class ExpertPlan:
     numbers: Numbers
 
 
-def with_load(plan: Plan, search: Search, load: ExpertLoad) -> Plan:
-    """The plan with its choice's experts replicated and dealt for a load; without a choice it stays as it is."""
-    if plan.chosen is None:
-        return plan
-    search.progress("experts to ranks")
-    return _Dealer(plan, search, load).plan_with_experts()
+def with_load(plan: Plan, spec: Spec, load: ExpertLoad) -> Plan:
+    """The plan with its choice's experts replicated and dealt for a load; without a choice it stays as it is.
+
+    Args:
+        plan: The answer of a search.
+        spec: What was asked.
+        load: Measured load of the model's experts.
+    """
+    return plan if plan.chosen is None else _Dealer(plan, spec, load).plan_with_experts()
 
 
 def as_searched(plan: Plan) -> Plan:
@@ -127,11 +126,12 @@ def as_searched(plan: Plan) -> Plan:
 class _Dealer:
     """Tries numbers of redundant experts on the choice of a plan."""
 
-    def __init__(self, plan: Plan, search: Search, load: ExpertLoad) -> None:
+    def __init__(self, plan: Plan, asked: Spec, load: ExpertLoad) -> None:
         assert plan.chosen is not None
-        self.plan, self.search, self.load, self.choice = plan, search, load, plan.chosen
-        self.arranger = Arranger(search, plan.objective)
-        spec = chosen_spec(search.spec, self.choice)
+        self.plan, self.spec, self.load, self.choice = plan, asked, load, plan.chosen
+        self.hardware, _ = resolve_hardware(asked.cluster, asked.model.dtype, pack=asked.pack)
+        self.arranger = Arranger(asked, self.hardware, plan.objective)
+        spec = chosen_spec(asked, self.choice)
         degrees = {s.phase: degrees_in(spec, s) for s in self.choice.strategies}
         self.ranks: dict[Phase, int] = {p: d.ep for p, d in degrees.items() if d.ep > 1}
         alike = len(degrees) == 2 and not pools_separate(spec) and degrees["prefill"] == degrees["decode"]
@@ -157,7 +157,7 @@ class _Dealer:
         top = len(self.plan.top)
         return replace(
             self.plan, experts=found, chosen=chosen, top=tuple(now[:top]), pareto=tuple(now[top:]),
-            spec=chosen_spec(self.search.spec, chosen),
+            spec=chosen_spec(self.spec, chosen),
         )  # fmt: skip
 
     def _attempts(self, chosen: Deployment, group: Sequence[Phase], loaded: Mapping[Phase, float]) -> list[_Attempt]:
@@ -183,7 +183,7 @@ class _Dealer:
         moved = self.arranger.measured(replace(chosen, strategies=strategies)) if redundant else chosen
         latency = {**loaded, **{p: self._latency(moved, p, self._deal(p, redundant)) for p in group}}
         missed = ""
-        if max(moved.numbers.memory_bytes.values()) > self.search.hardware.memory:
+        if max(moved.numbers.memory_bytes.values()) > self.hardware.memory:
             missed = _TOO_LARGE
         elif self.arranger.misses(moved.numbers):
             missed = "misses a requirement"
@@ -207,9 +207,9 @@ class _Dealer:
 
     def _latency(self, deployment: Deployment, phase: Phase, dealt: Dealt) -> float:
         """TTFT or TPOT with the time of the heaviest rank's experts."""
-        graph = self.arranger.graph(chosen_spec(self.search.spec, deployment), phase)
-        costs = node_costs(graph, self.search.hardware)
-        model = self.search.spec.model
+        graph = self.arranger.graph(chosen_spec(self.spec, deployment), phase)
+        costs = node_costs(graph, self.hardware)
+        model = self.spec.model
         assert model.moe is not None
         times = phase_servers(graph, costs).copy()
         for block, node in graph.nodes():
@@ -231,7 +231,7 @@ class _Dealer:
             tokens = np.broadcast_to(routed_tokens(graph, block, node, extents), (*shape[:2], 1))[0, :, 0]
             sizes, where = np.unique(tokens, return_inverse=True)
             load = slot_load(sizes, dealt.loads[rows], top_k)
-            seconds = np.asarray(loaded_seconds(graph, block, node, self.search.hardware, load))
+            seconds = np.asarray(loaded_seconds(graph, block, node, self.hardware, load))
             more[:, places] = seconds.max(axis=2)[where.reshape(-1)] - usual[:, places]
         return np.where(node_mask(graph, node)[0][:, None], more, 0.0)
 

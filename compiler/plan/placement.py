@@ -37,7 +37,7 @@ def placed(plan: Plan, search: Search) -> Plan:
     began = time.perf_counter()
     if plan.top:
         search.progress("placement")
-    arranger = Arranger(search, plan.objective)
+    arranger = Arranger(search.spec, search.hardware, plan.objective, search.context)
     improved = [arranger.improved(d) for d in plan.top]
     made = (*plan.assumptions, *_told(arranger.compared, improved, plan.top))
     if any(a is not b for a, b in zip(improved, plan.top, strict=True)):

@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from ..build import decode_context
 from ..cost import Hardware, resolve_hardware
 from ..spec import Assumption, LoadedSpec
-from ..spec.expert_load import ExpertLoad
 from ..spec.pack_law import stated
 from ..spec.strategy import Phase
 from .answer import answer
 from .evaluate import Evaluator
-from .experts import with_load
 from .joint import Options, Pairs, separate_pairs, shared_pairs, single_phase
 from .layouts import Layouts
 from .legality import layout_faults, schedule_faults
@@ -379,7 +377,6 @@ def find_plan(
     progress: Progress = lambda what: None,
     hardware: Hardware | None = None,
     context: int | None = None,
-    expert_load: ExpertLoad | None = None,
 ) -> Plan:
     """The best strategies for a deployment condition.
 
@@ -393,7 +390,6 @@ def find_plan(
         progress: Told what is being done.
         hardware: Figures to reckon with instead of the cluster's, to see what hangs on them.
         context: Tokens per sequence of the costed decode step instead of the usual middle of the generation.
-        expert_load: Measured load, for which the choice's experts are replicated and dealt to ranks.
 
     Raises:
         DiagnosticError: the cluster lacks a figure (PD013).
@@ -421,5 +417,4 @@ def find_plan(
         nearest = search.nearest(tables)
         pairs, options = search.pairs(nearest, strict=False)
         return answer(search, nearest, pairs, options, complete=complete, counts=tables)
-    plan = placed(answer(search, tables, pairs, options, complete=complete), search)
-    return plan if expert_load is None else with_load(plan, search, expert_load)
+    return placed(answer(search, tables, pairs, options, complete=complete), search)
