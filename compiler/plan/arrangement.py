@@ -121,7 +121,7 @@ class Arranger:
         if best == start:
             return deployment
         strategies = tuple(_with_layers(s, best) if s.phase in phases else s for s in deployment.strategies)
-        found = self.measured(replace(deployment, strategies=strategies))
+        found = self.measured(replace(deployment, strategies=strategies), phases)
         fits = max(found.numbers.memory_bytes.values()) <= self.hardware.memory
         return self._judged(found) if fits and self._gains(found.numbers, deployment.numbers) else deployment
 
@@ -132,8 +132,8 @@ class Arranger:
             self._splits[key] = SplitTimes(graph, node_costs(graph, self.hardware))
         return self._splits[key]
 
-    def measured(self, deployment: Deployment) -> Deployment:
-        """The deployment with the figures of its own lowered graphs, memory among them."""
+    def measured(self, deployment: Deployment, phases: Sequence[Phase]) -> Deployment:
+        """The deployment with figures of its own lowered graphs: latency of some phases, and memory."""
         spec, hardware = chosen_spec(self.spec, deployment), self.hardware
         graphs = {s.phase: self.graph(spec, s.phase) for s in deployment.strategies}
         memory: dict[Phase, float] = {}
@@ -143,7 +143,8 @@ class Arranger:
             other = max(weight_bytes(others[0])) if others and two_layouts(spec) else 0.0
             report = analyse_memory(graph, hardware.memory, cache_tokens(spec, phase), other_weights=other)
             memory[phase] = report.fullest.total
-            latency[phase] = phase_latency(graph, phase_servers(graph, node_costs(graph, hardware)))
+            if phase in phases:
+                latency[phase] = phase_latency(graph, phase_servers(graph, node_costs(graph, hardware)))
         return replace(deployment, numbers=replace(self.numbers(deployment, latency), memory_bytes=memory))
 
     # --- figures ----------------------------------------------------------------------------------------------------

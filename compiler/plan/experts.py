@@ -180,7 +180,7 @@ class _Dealer:
         if redundant > self.load.shares.shape[1]:
             return None
         strategies = tuple(_with_redundant(s, redundant) if s.phase in group else s for s in chosen.strategies)
-        moved = self.arranger.measured(replace(chosen, strategies=strategies)) if redundant else chosen
+        moved = self.arranger.measured(replace(chosen, strategies=strategies), group) if redundant else chosen
         latency = {**loaded, **{p: self._latency(moved, p, self._deal(p, redundant)) for p in group}}
         missed = ""
         if max(moved.numbers.memory_bytes.values()) > self.hardware.memory:

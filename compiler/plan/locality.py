@@ -19,6 +19,9 @@ from ..ir.mesh import Mesh
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+MOST_REPLICAS = 64
+"""Decode replicas whose places are compared; of more, requests stay where their numbers put them."""
+
 WORTHWHILE = 1e-9
 """Least relative gain of an assignment over the one by number."""
 
@@ -47,7 +50,7 @@ class Locality:
     Attributes:
         flows: Between replicas, as planned.
         assignment: Of each decode replica, whose place it had better take: the requests of replica r are served best
-            on the GPUs of replica ``assignment[r]``. By number where that is as good.
+            on the GPUs of replica ``assignment[r]``. By number where that is as good; empty where not compared.
         assigned_inside: Bytes inside a domain under that assignment.
         swapped_inside: Bytes inside a domain with decode's GPUs before prefill's; None for pools that share GPUs.
     """
@@ -79,11 +82,14 @@ def analyse_locality(transfer: TransferPlan, prefill: Mesh, decode: Mesh, domain
     senders = (source - prefill.first_rank) // prefill.replica_ranks
     takers = (target - decode.first_rank) // decode.replica_ranks
     inside = np.where(source // domain == target // domain, sizes, 0.0)
-    gain = _gain(source, target, sizes, takers, decode, domain)
-    best = _assigned(gain)
-    kept = float(gain[np.arange(len(best)), best].sum())
-    if kept <= inside.sum() * (1 + WORTHWHILE):
-        best, kept = np.arange(decode.dp), float(inside.sum())
+    kept = float(inside.sum())
+    best = np.arange(decode.dp if decode.dp <= MOST_REPLICAS else 0)
+    if len(best):
+        gain = _gain(source, target, sizes, takers, decode, domain)
+        other = _assigned(gain)
+        more = float(gain[best, other].sum())
+        if more > kept * (1 + WORTHWHILE):
+            best, kept = other, more
     swapped = None
     if decode.first_rank == prefill.gpus:
         there = (source + decode.gpus) // domain == (target - prefill.gpus) // domain

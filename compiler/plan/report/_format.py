@@ -97,6 +97,7 @@ def _term(term: ChainTerm) -> str:
         return f"{term.name} {term.kind}"
     options = [f"etp {term.etp}"] if term.etp else []
     options += [f"redundant {term.redundant}"] if term.redundant else []
+    options += [f"layers {' '.join(map(str, term.layers))}"] if term.layers else []
     text = f"{term.name} {term.degree}" + (f" kind {term.kind}" if term.kind else "")
     return f"{text} {{ {' '.join(options)} }}" if options else text
 

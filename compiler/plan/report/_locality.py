@@ -70,7 +70,7 @@ def _choices(facts: Facts, found: Locality, decode: Mesh) -> Iterator[str]:
             f"Requests of decode replicas served elsewhere ({places}; a matter of the request router, which no "
             f"strategy says) would keep {percent(found.assigned_inside / found.bytes)} inside."
         )
-    elif decode.dp > 1:
+    elif len(found.assignment) > 1:
         yield "No other assignment of requests to decode replicas keeps more inside."
     if found.swapped_inside is not None:
         more = found.swapped_inside > found.inside * (1 + 1e-9)

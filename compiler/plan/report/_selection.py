@@ -78,6 +78,7 @@ def _next_best(facts: Facts) -> list[str]:
     name, first, more = objective_figure(plan, chosen.numbers)
     second = objective_figure(plan, other.numbers)[1]
     worse = (1 - second / first) if more else (second / first - 1)
+    worse = 0.0 if abs(worse) < _EVEN else worse
     if worse:
         text = f"The next best is {100 * abs(worse):.2g} % {'worse' if worse > 0 else 'better'} in {name}"
     elif _figures(chosen) == _figures(other):
@@ -104,6 +105,9 @@ def _differences(one: Deployment, other: Deployment) -> Iterator[str]:
         if x != y:
             yield f"{name}: {y} instead of {x}"
 
+
+_EVEN = 1e-9
+"""Relative distance below which figures are the same but for rounding."""
 
 _FIGURES = ("GPUs", "TTFT", "TPOT", "tokens/s")
 
