@@ -31,6 +31,9 @@ Floats = NDArray[np.float64]
 Order = tuple[str, ...]
 """Axes from outermost to innermost, as `placement` says it."""
 
+_EVEN = 1e-9
+"""Relative distance below which latencies are the same but for rounding."""
+
 USUAL: Order = ("pp", *ATTENTION_VIEW)
 """The order where a strategy says none."""
 
@@ -67,8 +70,9 @@ class Compared:
 
     @property
     def best(self) -> Order:
-        """The order of the smallest latency; the usual one where it is among them."""
-        return min(self.distinct, key=lambda order: self.latency[order])
+        """The order of the smallest latency; the usual one where that differs by rounding only."""
+        least = min(self.distinct, key=lambda order: self.latency[order])
+        return least if self.latency[least] < self.latency[USUAL] * (1 - _EVEN) else USUAL
 
 
 class PhaseOrders:

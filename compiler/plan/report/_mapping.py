@@ -75,9 +75,10 @@ def _experts(facts: Facts, phase: PhaseFacts) -> list[str]:
     if moe is None:
         return []
     slots = moe.experts + degrees.redundant
+    order = "in order" if facts.plan.experts is None else "in order as in layers without a load"
     lines = [
         f"Experts to ranks: {slots} expert slots over ep {degrees.ep}, each expert cut into etp {degrees.etp}, "
-        f"edp {degrees.edp} copies, in order"
+        f"edp {degrees.edp} copies, {order}"
         + (" (stage 0; stage s adds " + _shift(mesh) + ")." if mesh.pp > 1 else "."),
         "",
     ]
@@ -87,7 +88,7 @@ def _experts(facts: Facts, phase: PhaseFacts) -> list[str]:
     for fixed in _coordinates(mesh, atoms):
         low, high = chunk_bounds(slots, _cuts(mesh, atoms, fixed))
         rows.append((folded(range(low, high)), str(high - low), folded(mesh.ranks(0, fixed, others))))
-    return [*lines, *_shortened(("experts", "count", "GPUs"), rows)]
+    return [*lines, *_shortened(("slots" if degrees.redundant else "experts", "count", "GPUs"), rows)]
 
 
 def _shift(mesh: Mesh) -> str:
