@@ -11,7 +11,7 @@ from ...build import needs_transfer
 from ...cost.network import ranks_in_domain
 from ...ir.mesh import ATTENTION_VIEW, EXPERT_VIEW, Mesh
 from ...spec.catalog import accelerator
-from ..orders import USUAL, Compared, Order, PhaseOrders, orders
+from ..orders import USUAL, Compared, Order, PhaseOrders, aligned, orders
 from ..splits import SplitTimes, admitted, neighbours
 from ._facts import Facts, PhaseFacts
 from ._format import counted, folded, percent, seconds, size, table
@@ -37,7 +37,21 @@ def _axis_table(facts: Facts, phase: PhaseFacts) -> list[str]:
     columns = ("axis", "degree", "GPUs of the first group", "link", f"collectives, bytes and time per {unit}")
     dp = f"The {mesh.dp} replicas exchange nothing with each other. " if mesh.dp > 1 else ""
     text = f"Axes to links, with scale-up domains of {counted(domain, 'GPU')}; bytes of all GPUs of a replica, time"
-    return [f"{dp}{text} of one GPU:", "", *table(columns, rows, right=("degree",))]
+    return [f"{dp}{text} of one GPU:", "", *table(columns, rows, right=("degree",)), *_astride(phase, domain)]
+
+
+def _astride(phase: PhaseFacts, domain: int) -> list[str]:
+    """That figures of groups across the borders of domains are too good, where there are such groups."""
+    mesh = phase.graph.mesh
+    keys = {t.axes for t in phase.traffic if t.op != "KVTransfer" and t.axes != "pp"}
+    across = sorted(key for key in keys if not aligned(mesh, _atoms(mesh, key), domain))
+    if not across:
+        return []
+    return [
+        f"Groups of {', '.join(across)} begin inside a domain and reach into the next. The cost model takes groups to "
+        "begin where domains begin, so their time here is too short.",
+        "",
+    ]
 
 
 def _axis_names(phase: PhaseFacts) -> dict[str, list[str]]:
@@ -128,12 +142,6 @@ def _orders(facts: Facts, phase: PhaseFacts) -> list[str]:
         lines += [f"and {len(ranked) - MOST_ORDERS} slower ones.", ""]
     if left:
         lines += [f"{counted(left, 'order')} more would have groups across the borders of domains: not compared.", ""]
-    if not found.aligned(phase.graph.mesh):
-        lines += [
-            "Some groups of the choice begin inside a domain and reach into the next; the cost model takes them to "
-            "begin where domains begin, so its figure is too good for those.",
-            "",
-        ]
     return [*lines, " ".join(_why(facts, found, compared, own, name)), ""]
 
 
