@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from ..grammar import load_file, load_text
 from ..grammar.expert_load import load_expert_load
 from ..passes.analysis import PhaseAnalysis, TransferPlan, analyse_phase, plan_transfer
-from ..passes.analysis.load import under_load
+from ..passes.analysis.load import mixed_assumptions, under_load
 from ..passes.analysis.memory import weight_bytes
 from ..passes.compiled import Compiled, PassRecord
 from ..passes.lowering import lowering_sequence
@@ -19,7 +19,16 @@ from ..passes.plugins import load_passes
 from ..passes.validation import check_spec, stage_layers
 from ..passes.validation.fixes import Fixed, as_repaired, fix_spec, over_memory
 from ..passes.validation.results import result_findings
-from .build import build_graph, cache_tokens, decode_context, needs_transfer, pools_separate, two_layouts
+from .build import (
+    batch_items,
+    build_graph,
+    cache_tokens,
+    cached_sequences,
+    decode_context,
+    needs_transfer,
+    pools_separate,
+    two_layouts,
+)
 from .cost import Hardware, resolve_hardware
 from .diagnostics import Diagnostic, DiagnosticError, Fix, Outcome
 from .ir.graph import LEVELS, Graph, Phase
@@ -263,13 +272,15 @@ def _compile_phases(
 ) -> Compiled:
     spec = loaded.spec
     hardware, assumed = resolve_hardware(spec.cluster, spec.model.dtype, pack=spec.pack, calibration=calibration)
-    wanted: list[Phase] = [s.phase for s in spec.strategies if phase in ("all", s.phase) and _in_mode(spec, s.phase)]
+    running: list[Phase] = [s.phase for s in spec.strategies if _in_mode(spec, s.phase)]
+    wanted = [p for p in running if phase in ("all", p)]
     graphs: dict[Phase, Graph] = {}
     dumps: dict[tuple[Phase, str], str] = {}
     records: list[PassRecord] = []
     fixes: list[Fix] = []
     findings: list[Diagnostic] = []
-    for each in wanted:
+    # Where prompts take turns with decodes, the figures of one phase hang on the other.
+    for each in running if wanted and spec.workload.mode == "mixed" else wanted:
         manager = PassManager(arrange(lowering_passes(spec, each), extra), print_after=print_after, repairs=repairs)
         run = manager.run(build_graph(spec, each, result.name, steps))
         graphs[each] = run.graph
@@ -280,7 +291,8 @@ def _compile_phases(
     _known_passes(print_after, extra)
     transfer = _plan_transfer(spec, graphs, result.name)
     analysed = {p: _analyse(spec, g, graphs, hardware, expand_ranks, transfer) for p, g in graphs.items()}
-    phases = under_load(analysed, spec.workload, separate=pools_separate(spec))
+    loaded_phases = under_load(analysed, spec.workload, separate=pools_separate(spec))
+    phases = {p: analysis for p, analysis in loaded_phases.items() if p in wanted}
     findings = graded([*findings, *result_findings(loaded, phases)], spec.pack)
     rejected = any(d.is_error for d in findings)
     return replace(
@@ -315,7 +327,8 @@ def _plan_transfer(spec: Spec, graphs: dict[Phase, Graph], name: str) -> Transfe
     prefill, decode = (
         graphs.get(p) or PassManager(lowering_passes(spec, p)).run(build_graph(spec, p, name)).graph for p in phases
     )
-    return plan_transfer(prefill, decode, spec.workload.batch)
+    whole = replace(prefill, items=batch_items(spec, "prefill"))
+    return plan_transfer(whole, decode, spec.workload.batch)
 
 
 def _known_passes(print_after: tuple[str, ...], extra: list[Scheduled]) -> None:
@@ -346,6 +359,7 @@ def _analyse(
         hardware,
         cache_tokens(spec, graph.phase),
         other_weights=max(weight_bytes(others[0])) if others and two_layouts(spec) else 0.0,
+        cached=cached_sequences(spec, graph.phase),
         expand_ranks=expand_ranks,
         transfer=transfer,
     )
@@ -370,6 +384,8 @@ def _workload_assumptions(spec: Spec, wanted: Sequence[Phase]) -> list[Assumptio
                 "costs use input + output / 2, the middle of the generation; memory uses input + output",
             )
         )
+    if spec.workload.mode == "mixed":
+        made += mixed_assumptions(separate=pools_separate(spec))
     if spec.model.moe is not None:
         made.append(Assumption("expert load", "uniform", "no load given: every expert slot is equally likely"))
     prefill = spec.strategy("prefill")

@@ -156,6 +156,9 @@ def execute(
         began: When the work began, as ``time.perf_counter`` tells.
     """
     began = time.perf_counter() if began is None else began
+    if spec.workload.mode == "mixed":
+        # Decode reads the caches of all prompts, so all micro-batches of them run, not the one that is costed.
+        spec = spec.model_copy(update={"workload": spec.workload.model_copy(update={"mode": "both"})})
     story = tell(spec, steps, seed, oracle)
     engine = engine or NumpyEngine()
     session = _Session(spec, story, steps, dict(change or {}), engine)

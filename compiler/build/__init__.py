@@ -1,13 +1,15 @@
 """From a spec to the logical graph of a phase."""
 
 from .graph import build_graph, graph_on, needs_transfer
-from .items import build_items, cache_tokens, decode_context
+from .items import batch_items, build_items, cache_tokens, cached_sequences, decode_context
 from .mesh import mesh_of, phase_degrees, phase_mesh, pools_separate, two_layouts
 
 __all__ = [
+    "batch_items",
     "build_graph",
     "build_items",
     "cache_tokens",
+    "cached_sequences",
     "decode_context",
     "graph_on",
     "mesh_of",

@@ -21,7 +21,19 @@ def microbatch_sizes(batch: int, count: int) -> list[int]:
 
 
 def build_items(spec: Spec, phase: Phase) -> tuple[Item, ...]:
-    """Micro-batches in the order they enter the pipeline.
+    """Trips through the pipeline of a phase's DAG: those of the whole batch, or of the one micro-batch of prompts.
+
+    Where prompts share the GPUs' time with decodes (``mode mixed``), they arrive one after another and not as a
+    batch: the prefill DAG is that of one micro-batch, the first of the batch.
+    """
+    items = batch_items(spec, phase)
+    if phase == "prefill" and spec.workload.mode == "mixed":
+        return tuple(item for item in items if item.microbatch == 0)
+    return items
+
+
+def batch_items(spec: Spec, phase: Phase) -> tuple[Item, ...]:
+    """Micro-batches of the whole batch in the order they enter the pipeline.
 
     Prefill: a micro-batch of more than ``chunk`` new tokens runs as successive chunks; all its sequences advance
     together by ``chunk // sequences`` tokens. Decode: one new token per sequence at a context of ``input + output //
@@ -48,6 +60,19 @@ def cache_tokens(spec: Spec, phase: Phase) -> int:
     """Tokens per sequence that a phase's KV cache must hold: a prefill pool of its own keeps only the prompt."""
     alone = phase == "prefill" and pools_separate(spec)
     return spec.workload.input + (0 if alone else spec.workload.output)
+
+
+def cached_sequences(spec: Spec, phase: Phase) -> tuple[int, ...]:
+    """Sequences of each micro-batch whose caches lie on a phase's GPUs at once.
+
+    Those of the whole batch; but a prefill pool of its own that prompts reach one micro-batch after another
+    (``mode mixed``) holds two of them: the one that it works on and the one before, which is being sent.
+    """
+    strategy = spec.strategy(phase)
+    assert strategy is not None
+    sizes = microbatch_sizes(replica_batch(spec, strategy), strategy.microbatches)
+    passing = phase == "prefill" and spec.workload.mode == "mixed" and pools_separate(spec)
+    return (sizes[0],) * 2 if passing else tuple(sizes)
 
 
 def _chunks(index: int, sequences: int, tokens: int, chunk: int | None) -> list[Item]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ir.mesh import Mesh, build_mesh
+from ..ir.mesh import Mesh, build_mesh, expert_order
 from ..spec import ModelSpec, Spec
 from ..spec.stage_law import Degrees, degrees_of
 from ..spec.strategy import Phase, StrategySpec
@@ -39,11 +39,12 @@ def phase_mesh(spec: Spec, phase: Phase) -> Mesh:
 def mesh_of(degrees: Degrees, model: ModelSpec, strategy: StrategySpec, first_rank: int = 0) -> Mesh:
     """The mesh of given degrees."""
     placement = tuple(a for a in strategy.placement if a != "dp")
+    attention, experts = _views(degrees)
     return build_mesh(
-        attention={"adp": degrees.adp, "sp": degrees.sp, "tp": degrees.tp},
-        experts={"edp": degrees.edp, "ep": degrees.ep, "etp": degrees.etp},
+        attention=attention,
+        experts=experts,
         kv_groups=kv_replicas(model, degrees.tp),
-        sp_kv_groups=kv_replicas_on_sp(model, degrees) if strategy.sp_kind == "ulysses" else 1,
+        sp_kv_groups=_sp_kv_groups(model, degrees, strategy),
         pp=degrees.pp,
         dp=degrees.dp,
         placement=placement,
@@ -68,7 +69,26 @@ def two_layouts(spec: Spec) -> bool:
     """Whether the same GPUs hold the weights twice, because the phases lay them out differently."""
     if len(spec.strategies) < 2 or pools_separate(spec):
         return False
-    return phase_degrees(spec, "prefill") != phase_degrees(spec, "decode")
+    return _weight_layout(spec, "prefill") != _weight_layout(spec, "decode")
+
+
+def _weight_layout(spec: Spec, phase: Phase) -> tuple[object, ...]:
+    """What decides where a phase keeps its weights: how SP and attention DP share the ranks between them does not."""
+    d, strategy = phase_degrees(spec, phase), spec.strategy(phase)
+    assert strategy is not None
+    pp = strategy.term("pp")
+    order, _ = expert_order(*_views(d), kv_replicas(spec.model, d.tp), _sp_kv_groups(spec.model, d, strategy))
+    placed = (strategy.placement, d.adp, d.sp) if strategy.placement else ()
+    return d.dp, d.pp, d.ranks, d.tp, d.ep, d.etp, d.redundant, pp.layers if pp else (), order, placed
+
+
+def _views(d: Degrees) -> tuple[dict[str, int], dict[str, int]]:
+    """Degrees of attention's axes and of the experts'."""
+    return {"adp": d.adp, "sp": d.sp, "tp": d.tp}, {"edp": d.edp, "ep": d.ep, "etp": d.etp}
+
+
+def _sp_kv_groups(model: ModelSpec, d: Degrees, strategy: StrategySpec) -> int:
+    return kv_replicas_on_sp(model, d) if strategy.sp_kind == "ulysses" else 1
 
 
 def pools_separate(spec: Spec) -> bool:

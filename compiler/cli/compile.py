@@ -150,7 +150,7 @@ def _print_text(compiled: Compiled, written: Written) -> None:
 def latencies(analysis: PhaseAnalysis) -> dict[str, float | None]:
     """Seconds to the first token or per token, and what they are made of under the workload's load."""
     if analysis.graph.phase == "decode":
-        return {"tpot_s": analysis.latency, "steady_tpot_s": analysis.steady}
+        return {"tpot_s": analysis.loaded_latency, "steady_tpot_s": analysis.steady}
     queue = analysis.queue if analysis.queue is not None and isfinite(analysis.queue) else None
     return {"ttft_s": analysis.loaded_latency, "prefill_s": analysis.latency, "queue_s": queue}
 

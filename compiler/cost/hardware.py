@@ -62,7 +62,7 @@ class Hardware:
     bandwidth_efficiency: float | None = None
     graphs: bool = True
     skew: float = 0.0
-    block_scales: bool = False
+    block_scales: bool = True
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -99,7 +99,7 @@ def resolve_hardware(
     calibration: Library | None = None,
     graphs: bool = True,
     skew: float = 0.0,
-    block_scales: bool = False,
+    block_scales: bool = True,
 ) -> tuple[Hardware, list[Assumption]]:
     """Hardware figures of a cluster and every assumption that they rest on.
 
@@ -111,7 +111,7 @@ def resolve_hardware(
         calibration: Fitted figures to use; default those that paradag ships.
         graphs: Whether launches are replayed from a captured graph.
         skew: Exponent of the power law of the expert load; 0 is uniform.
-        block_scales: Whether fp8 weights carry a scale per 128 x 128 block.
+        block_scales: Whether fp8 weights carry a scale per 128 x 128 block, as legality takes them.
 
     Raises:
         DiagnosticError: a needed figure is neither in the file nor in the catalogue (PD013).
@@ -130,6 +130,8 @@ def resolve_hardware(
     compute = _stated("compute efficiency", chip.compute_efficiency, pack, "tile and wave effects", made)
     streaming = _stated("bandwidth efficiency", chip.bandwidth_efficiency, pack, "saturation effects", made)
     up, out = _links(cluster, entry, fitted, bandwidth, defaults, made)
+    if block_scales and dtype == "fp8":
+        made.append(Assumption("fp8 scales", "one per 128 x 128 block", "as legality takes them; kernels of that kind"))
     if not graphs:
         made.append(Assumption("launches", "eager", f"{fitted.launch.issue_s * 1e6:.3g} us of the host per kernel"))
     if pack is not None:

@@ -297,3 +297,13 @@ def arrival_wait(service: Number, rate: Number) -> Number:
     with np.errstate(divide="ignore", invalid="ignore"):
         wait = load * service / (2 * (1 - load))
     return np.where(load < 1, wait, np.inf)
+
+
+def step_wait(interval: Number, microbatches: Number) -> Number:
+    """Mean seconds that a prompt waits for the decode step that runs: half of one micro-batch's turn.
+
+    Args:
+        interval: Seconds between successive steps of a micro-batch.
+        microbatches: Micro-batches that take turns in it.
+    """
+    return interval / (2 * microbatches)

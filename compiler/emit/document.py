@@ -352,7 +352,7 @@ def _summary(model: ModelSpec, analysis: PhaseAnalysis) -> PrefillSummary | Deco
     if analysis.graph.phase == "prefill":
         queue = analysis.queue if analysis.queue is not None and isfinite(analysis.queue) else None
         return PrefillSummary(**figures, ttft_s=analysis.loaded_latency, prefill_s=analysis.latency, queue_s=queue)
-    return DecodeSummary(**figures, tpot_s=analysis.latency, steady_tpot_s=analysis.steady)
+    return DecodeSummary(**figures, tpot_s=analysis.loaded_latency, steady_tpot_s=analysis.steady)
 
 
 def utilization_summary(found: Utilization) -> UtilizationSummary:

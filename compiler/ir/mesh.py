@@ -146,14 +146,7 @@ def build_mesh(
     Raises:
         AxesDoNotNest: no order of the expert axes refines together with the attention axes.
     """
-    expert_orders = (("edp", "ep", "etp"), ("ep", "etp", "edp"))
-    for order in expert_orders:
-        cuts = _cuts([attention[n] for n in ATTENTION_VIEW]) | _cuts([experts[n] for n in order])
-        cuts |= {kv_groups, attention["tp"] * sp_kv_groups}
-        if _is_chain(cuts):
-            break
-    else:
-        raise AxesDoNotNest(f"attention {dict(attention)} and experts {dict(experts)} have no common refinement")
+    order, cuts = expert_order(attention, experts, kv_groups, sp_kv_groups)
     named = _name_axes(sorted(cuts), attention)
     strides, pp_stride = _strides(named, attention, pp, placement)
     axes = tuple(Axis(name, size, strides[name]) for name, size, _ in named)
@@ -164,6 +157,22 @@ def build_mesh(
     tp_stride = 1
     views["kv"] = tuple(n for n, _, stride in named if n in views["tp"] and stride >= tp_stride * kv_groups)
     return Mesh(axes, views, pp, pp_stride, dp, first_rank)
+
+
+def expert_order(
+    attention: Mapping[str, int], experts: Mapping[str, int], kv_groups: int = 1, sp_kv_groups: int = 1
+) -> tuple[tuple[str, str, str], set[int]]:
+    """The experts' axes, outermost first, and the running products of all axes; see :func:`build_mesh`.
+
+    Raises:
+        AxesDoNotNest: no order of the expert axes refines together with the attention axes.
+    """
+    for order in (("edp", "ep", "etp"), ("ep", "etp", "edp")):
+        cuts = _cuts([attention[n] for n in ATTENTION_VIEW]) | _cuts([experts[n] for n in order])
+        cuts |= {kv_groups, attention["tp"] * sp_kv_groups}
+        if _is_chain(cuts):
+            return order, cuts
+    raise AxesDoNotNest(f"attention {dict(attention)} and experts {dict(experts)} have no common refinement")
 
 
 def _cuts(degrees: Sequence[int]) -> set[int]:

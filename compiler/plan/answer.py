@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from math import gcd
+from math import ceil, gcd
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,8 @@ from .result import Columns, Deployment, Miss, Numbers, Plan
 from .space import Candidates
 
 if TYPE_CHECKING:
-    from .search import Search
+    from .question import Question
+    from .replicas import Replicas
     from .table import PhaseTable
 
 Ints = NDArray[np.int64]
@@ -32,7 +33,8 @@ PARETO = 64
 
 
 def answer(
-    search: Search,
+    question: Question,
+    replicas: Replicas,
     tables: Tables,
     pairs: Pairs,
     options: PhaseOptions,
@@ -43,47 +45,48 @@ def answer(
     """The plan of a search.
 
     Args:
-        search: What was searched.
+        question: What was asked.
+        replicas: What is known of strategies with replicas.
         tables: Strategies of the phases.
         pairs: Deployments.
         options: What the deployments' columns number.
         complete: Whether the search came to its end.
         counts: Tables with the counts, where ``tables`` hold strategies that do not fit into memory.
     """
-    spec, work = search.spec, search.spec.workload
-    output = work.output if "decode" in search.phases else work.input
+    work = question.spec.workload
+    output = work.output if "decode" in question.phases else work.input
     factors = misses(pairs, work.require, work.rate, work.output)
     worst = np.max([np.ones(len(pairs)), *factors.values()], axis=0)
     feasible = np.flatnonzero(worst <= 1.0) if counts is None else np.zeros(0, dtype=np.int64)
-    writer = _Writer(search, tables, pairs, options, factors, output)
-    per_gpu = spec.cluster.nodes is None
-    order = feasible[ranking(pairs[feasible], search.objective, per_gpu, output)]
+    writer = _Writer(question, tables, pairs, options, factors, output)
+    order = feasible[ranking(pairs[feasible], question.objective, question.per_gpu, output, work.rate)]
     front = _front(pairs, feasible, output)
     if not len(feasible):
         # the closest: by the requirement that is missed most, then by the objective
-        order = ranking(pairs, search.objective, per_gpu, output)
+        order = ranking(pairs, question.objective, question.per_gpu, output, work.rate)
         order = order[np.argsort(worst[order], kind="stable")]
-    top = tuple(writer.distinct(order, search.top))
+    top = tuple(writer.distinct(order, question.top))
     chosen = top[0] if len(feasible) else None
     return Plan(
-        objective=search.objective,
-        spec=chosen_spec(spec, chosen),
+        objective=question.objective,
+        spec=chosen_spec(question.spec, chosen, continuous=question.continuous),
         chosen=chosen,
         top=top,
         pareto=tuple(writer.deployment(int(i)) for i in front),
         counts={phase: table.counts for phase, table in (counts or tables).items()},
         pairs=len(pairs),
         tables={phase: _columns(table) for phase, table in tables.items()},
-        runner_up=distance(search.objective, per_gpu, top) if chosen else None,
-        assumptions=tuple(search.assumptions),
-        seconds=time.perf_counter() - search.began,
+        runner_up=distance(question, top) if chosen else None,
+        assumptions=tuple(question.assumptions),
+        seconds=time.perf_counter() - question.began,
+        bounds=question.bounds,
         complete=complete,
     )
 
 
 def _front(pairs: Pairs, feasible: Ints, output: int) -> Ints:
     """The Pareto frontier of feasible deployments: that of the frontiers of each batch."""
-    by_batch = np.split(feasible, np.flatnonzero(np.diff(pairs.batch[feasible])) + 1)
+    by_batch = np.split(feasible, np.flatnonzero(np.diff(pairs.options[feasible])) + 1)
     each = np.concatenate([part[pareto(pairs[part], output)] for part in by_batch])
     return each[pareto(pairs[each], output)][:PARETO]
 
@@ -93,36 +96,35 @@ class _Writer:
 
     def __init__(
         self,
-        search: Search,
+        question: Question,
         tables: Tables,
         pairs: Pairs,
         options: PhaseOptions,
         factors: Mapping[str, NDArray[np.float64]],
         output: int,
     ) -> None:
-        self.search, self.tables, self.pairs, self.options = search, tables, pairs, options
+        self.question, self.tables, self.pairs, self.options = question, tables, pairs, options
         self.factors, self.output = factors, output
 
     def deployment(self, index: int) -> Deployment:
-        pairs, search = self.pairs, self.search
+        pairs, question = self.pairs, self.question
         separate = bool(pairs.separate[index])
-        by_phase = self.options[int(pairs.batch[index])]
-        chosen = {phase: (by_phase[phase, separate], int(getattr(pairs, phase)[index])) for phase in search.phases}
+        by_phase = self.options[int(pairs.options[index])]
+        chosen = {phase: (by_phase[phase, separate], int(getattr(pairs, phase)[index])) for phase in question.phases}
         strategies = tuple(
-            strategy_spec(search.spec, phase, self.tables[phase].candidates, self.tables[phase].costs.layouts,
-                          int(o.strategy[i]), int(o.dp[i]), separate=separate)
+            self._strategy(phase, int(o.strategy[i]), int(o.dp[i]), int(pairs.batch[index]), separate=separate)
             for phase, (o, i) in chosen.items()
-        )  # fmt: skip
+        )
         requests = float(pairs.requests[index])
         numbers = Numbers(
-            batch=search.batches[int(pairs.batch[index])],
+            batch=int(pairs.batch[index]),
             gpus=int(pairs.gpus[index]),
             gpus_by_phase={phase: int(o.gpus[i]) for phase, (o, i) in chosen.items()},
             ttft_s=float(pairs.ttft[index]) if "prefill" in chosen else None,
             tpot_s=float(pairs.tpot[index]) if "decode" in chosen else None,
             requests_per_s=requests,
             tokens_per_s=requests * self.output,
-            memory_bytes=self._memory(chosen, separate),
+            memory_bytes=self._memory(chosen, int(pairs.batch[index]), separate=separate),
             kv_transfer_s=float(pairs.transfer[index]),
         )
         return Deployment(strategies, separate, numbers, self._misses(index, numbers))
@@ -139,7 +141,7 @@ class _Writer:
             key = (
                 deployment.separate, numbers.batch, numbers.gpus,
                 *(f"{figure:.9e}" for figure in figures if figure is not None),
-                *(key for phase in self.search.phases for key in self._splits(index, phase)),
+                *(key for phase in self.question.phases for key in self._splits(index, phase)),
             )  # fmt: skip
             if key not in told:
                 told.add(key)
@@ -148,32 +150,50 @@ class _Writer:
     def _splits(self, index: int, phase: Phase) -> tuple[int, ...]:
         """How a phase is split, with replicas of the pipeline and independent parts of a stage taken together."""
         table = self.tables[phase]
-        options = self.options[int(self.pairs.batch[index])][phase, bool(self.pairs.separate[index])]
+        options = self.options[int(self.pairs.options[index])][phase, bool(self.pairs.separate[index])]
         option = int(getattr(self.pairs, phase)[index])
         strategy, dp = int(options.strategy[option]), int(options.dp[option])
         names = ("layout", "pp", "microbatches", "chunk")
         layout, pp, microbatches, chunk = (int(getattr(table.candidates, n)[strategy]) for n in names)
         d = table.costs.layouts.degrees(layout)
-        apart = gcd(d.adp, d.edp) if self.search.spec.model.moe is not None else 1
+        apart = gcd(d.adp, d.edp) if self.question.spec.model.moe is not None else 1
         return (pp, microbatches, chunk * dp, dp * apart, d.ranks // apart, d.sp, d.tp, d.ep, d.etp, d.sp_on_tp)
 
-    def _memory(self, chosen: Mapping[Phase, tuple[Options, int]], separate: bool) -> dict[Phase, float]:
+    def _strategy(self, phase: Phase, index: int, dp: int, batch: int, *, separate: bool) -> StrategySpec:
+        """A strategy as written; prompts of a continuous batch enter prefill one micro-batch after another."""
+        table = self.tables[phase]
+        strategy = strategy_spec(
+            self.question.spec, phase, table.candidates, table.costs.layouts, index, dp, separate=separate
+        )
+        if self.question.continuous and phase == "prefill":
+            strategy = strategy.model_copy(update={"microbatches": self._rounds(index, dp, batch)})
+        return strategy
+
+    def _rounds(self, index: int, dp: int, batch: int) -> int:
+        """Micro-batches in which the sequences of a replica of a continuous batch pass through prefill."""
+        return ceil(ceil(batch / dp) / int(self.tables["prefill"].candidates.batch[index]))
+
+    def _memory(self, chosen: Mapping[Phase, tuple[Options, int]], batch: int, *, separate: bool) -> dict[Phase, float]:
         """Bytes of each phase's fullest GPU, as `compile` counts them."""
-        needs = {p: (self.tables[p].alone if separate else self.tables[p].needs) for p in chosen}
         rows = {p: int(o.strategy[i]) for p, (o, i) in chosen.items()}
-        total = {p: float(needs[p].total[rows[p]]) for p in chosen}
+        needs = {p: (t.alone if separate else t.needs)[[rows[p]]] for p, t in self.tables.items() if p in chosen}
+        if self.question.continuous and not separate:
+            table, row, dp = self.tables["prefill"], rows["prefill"], int(chosen["prefill"][0].dp[chosen["prefill"][1]])
+            kept, times = self.question.kept("prefill")[1:], (self._rounds(row, dp, batch),)
+            needs["prefill"] = table.costs.needs(table.candidates[[row]], kept, times=times)[0]
+        total = {p: float(need.total[0]) for p, need in needs.items()}
         if len(chosen) < 2:
             return total
         (first, i), (second, j) = chosen["prefill"], chosen["decode"]
-        if separate or first.cache[i] != second.cache[j]:
-            total["prefill"] = float(needs["prefill"].with_transfer[rows["prefill"]])
-        if not separate and first.layout[i] != second.layout[j]:
-            total["prefill"] += float(needs["decode"].weights[rows["decode"]])
-            total["decode"] += float(needs["prefill"].weights[rows["prefill"]])
+        if separate or first.cache_code[i] != second.cache_code[j]:
+            total["prefill"] = float(needs["prefill"].with_transfer[0])
+        if not separate and first.weights_code[i] != second.weights_code[j]:
+            total["prefill"] += float(needs["decode"].weights[0])
+            total["decode"] += float(needs["prefill"].weights[0])
         return total
 
     def _misses(self, index: int, numbers: Numbers) -> tuple[Miss, ...]:
-        require, rate = self.search.spec.workload.require, self.search.spec.workload.rate
+        require, rate = self.question.spec.workload.require, self.question.spec.workload.rate
         limits = {**require.model_dump(), "rate": rate}
         values = {
             "ttft": numbers.ttft_s,
@@ -187,7 +207,7 @@ class _Writer:
             for name, factor in self.factors.items()
             if factor[index] > 1 and (value := values[name]) is not None and (limit := limits[name]) is not None
         ]
-        memory, capacity = max(numbers.memory_bytes.values()), self.search.hardware.memory
+        memory, capacity = max(numbers.memory_bytes.values()), self.question.hardware.memory
         if memory > capacity:
             found.append(Miss("memory", memory, capacity))
         return tuple(sorted(found, key=lambda m: -m.factor))
@@ -222,24 +242,31 @@ def strategy_spec(
     return settled(spec, strategy)
 
 
-def chosen_spec(spec: Spec, chosen: Deployment | None) -> Spec:
-    """The request with a deployment's strategies and batch; without any where there is none."""
+def chosen_spec(spec: Spec, chosen: Deployment | None, *, continuous: bool) -> Spec:
+    """The request with a deployment's strategies and batch; without any where there is none.
+
+    Args:
+        spec: The request.
+        chosen: The deployment.
+        continuous: Whether requests come and go one by one.
+    """
+    work = spec.workload.model_copy(update={"mode": "mixed"} if continuous else {})
     if chosen is None:
-        return spec.model_copy(update={"strategies": ()})
-    work = spec.workload.model_copy(update={"batch": chosen.numbers.batch})
+        return spec.model_copy(update={"strategies": (), "workload": work})
+    work = work.model_copy(update={"batch": chosen.numbers.batch})
     return spec.model_copy(update={"strategies": chosen.strategies, "workload": work})
 
 
-def distance(objective: str, per_gpu: bool, top: Sequence[Deployment]) -> float | None:
+def distance(question: Question, top: Sequence[Deployment]) -> float | None:
     """How much worse the next best is in the figure that the objective looks at first; by tokens/s where that ties."""
     if len(top) < 2:
         return None
     first, second = (d.numbers for d in top[:2])
-    if objective == "latency":
+    if question.objective == "latency":
         a, b = (n.tpot_s if n.tpot_s is not None else n.ttft_s or 0.0 for n in (first, second))
         if b > a:
             return b / a - 1
-    if per_gpu or objective == "balanced":
+    if question.per_gpu or question.objective == "balanced":
         return 1 - second.tokens_per_s_per_gpu / first.tokens_per_s_per_gpu
     return 1 - second.tokens_per_s / first.tokens_per_s
 

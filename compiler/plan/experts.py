@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...passes.analysis.stage_times import phase_latency, phase_servers
+from ...passes.analysis.stage_times import busiest_each, phase_latency, phase_servers
 from ...passes.analysis.unroll import node_mask
-from ..build import pools_separate
 from ..cost import NodeCost, node_costs, resolve_hardware
 from ..cost.experts import Load
 from ..cost.nodes import loaded_seconds, routed_tokens
@@ -23,8 +22,7 @@ from ..spec import Spec, StrategySpec
 from ..spec.expert_load import ExpertLoad
 from ..spec.pack_law import degrees_in
 from ..spec.strategy import Phase
-from .answer import chosen_spec
-from .arrangement import Arranger
+from .arrangement import Arranger, Timing, shares_weights
 from .balance import Dealt, balance, contiguous
 from .result import Deployment, Numbers, Plan
 
@@ -130,25 +128,26 @@ class _Dealer:
         assert plan.chosen is not None
         self.plan, self.spec, self.load, self.choice = plan, asked, load, plan.chosen
         self.hardware, _ = resolve_hardware(asked.cluster, asked.model.dtype, pack=asked.pack)
-        self.arranger = Arranger(asked, self.hardware, plan.objective)
-        spec = chosen_spec(asked, self.choice)
+        self.arranger = Arranger(asked, self.hardware, plan.objective, continuous=plan.continuous)
+        spec = self.arranger.asked(self.choice)
         degrees = {s.phase: degrees_in(spec, s) for s in self.choice.strategies}
         self.ranks: dict[Phase, int] = {p: d.ep for p, d in degrees.items() if d.ep > 1}
-        alike = len(degrees) == 2 and not pools_separate(spec) and degrees["prefill"] == degrees["decode"]
+        alike = shares_weights(spec)
         # Phases that share their weights share their slots.
         self.groups = [list(self.ranks)] if alike and self.ranks else [[p] for p in self.ranks]
         self.dealt: dict[tuple[int, int], Dealt] = {}
 
     def plan_with_experts(self) -> Plan:
         chosen, phases = self.choice, dict[Phase, PhaseExperts]()
-        plain = {p: self._latency(chosen, p, contiguous(self.load.shares, n)) for p, n in self.ranks.items()}
-        loaded: Mapping[Phase, float] = plain
+        plain = {p: self._timing(chosen, p, contiguous(self.load.shares, n)) for p, n in self.ranks.items()}
+        loaded: Mapping[Phase, Timing] = plain
         for group in self.groups:
             tried = self._attempts(chosen, group, loaded)
             best = self._best(tried)
-            chosen, loaded = best.deployment, best.latency
+            chosen, loaded = best.deployment, best.timings
+            before = self.arranger.numbers(self.choice, plain)
             for phase in group:
-                phases[phase] = self._phase(phase, tried, best, plain[phase])
+                phases[phase] = self._phase(phase, tried, best, before)
         numbers = self.arranger.numbers
         found = ExpertPlan(self.load, self.choice, phases, numbers(self.choice, plain), numbers(chosen, loaded))
         if chosen is self.choice:
@@ -157,10 +156,10 @@ class _Dealer:
         top = len(self.plan.top)
         return replace(
             self.plan, experts=found, chosen=chosen, top=tuple(now[:top]), pareto=tuple(now[top:]),
-            spec=chosen_spec(self.spec, chosen),
+            spec=self.arranger.asked(chosen),
         )  # fmt: skip
 
-    def _attempts(self, chosen: Deployment, group: Sequence[Phase], loaded: Mapping[Phase, float]) -> list[_Attempt]:
+    def _attempts(self, chosen: Deployment, group: Sequence[Phase], loaded: Mapping[Phase, Timing]) -> list[_Attempt]:
         """All numbers of redundant experts up to the first that does not fit."""
         tried: list[_Attempt] = []
         for multiple in MULTIPLES:
@@ -173,7 +172,7 @@ class _Dealer:
         return tried
 
     def _try(
-        self, chosen: Deployment, group: Sequence[Phase], multiple: int, loaded: Mapping[Phase, float]
+        self, chosen: Deployment, group: Sequence[Phase], multiple: int, loaded: Mapping[Phase, Timing]
     ) -> _Attempt | None:
         """The deployment with so many redundant experts per rank in some phases; None where that is too many."""
         redundant = multiple * self.ranks[group[0]]
@@ -181,13 +180,14 @@ class _Dealer:
             return None
         strategies = tuple(_with_redundant(s, redundant) if s.phase in group else s for s in chosen.strategies)
         moved = self.arranger.measured(replace(chosen, strategies=strategies), group) if redundant else chosen
-        latency = {**loaded, **{p: self._latency(moved, p, self._deal(p, redundant)) for p in group}}
+        timings = {**loaded, **{p: self._timing(moved, p, self._deal(p, redundant)) for p in group}}
         missed = ""
         if max(moved.numbers.memory_bytes.values()) > self.hardware.memory:
             missed = _TOO_LARGE
         elif self.arranger.misses(moved.numbers):
             missed = "misses a requirement"
-        return _Attempt(redundant, moved, latency, self.arranger.worth(self.arranger.numbers(moved, latency)), missed)
+        numbers = self.arranger.numbers(moved, timings)
+        return _Attempt(redundant, moved, timings, numbers, self.arranger.worth(numbers), missed)
 
     def _best(self, tried: Sequence[_Attempt]) -> _Attempt:
         """Of the attempts that are worth about the same, the one with the fewest redundant experts."""
@@ -205,9 +205,9 @@ class _Dealer:
             self.dealt[key] = balance(self.load.shares, *key)
         return self.dealt[key]
 
-    def _latency(self, deployment: Deployment, phase: Phase, dealt: Dealt) -> float:
-        """TTFT or TPOT with the time of the heaviest rank's experts."""
-        graph = self.arranger.graph(chosen_spec(self.spec, deployment), phase)
+    def _timing(self, deployment: Deployment, phase: Phase, dealt: Dealt) -> Timing:
+        """Seconds of a phase with the time of the heaviest rank's experts."""
+        graph = self.arranger.graph(self.arranger.asked(deployment), phase)
         costs = node_costs(graph, self.hardware)
         model = self.spec.model
         assert model.moe is not None
@@ -217,7 +217,7 @@ class _Dealer:
                 more = self._more_seconds(graph, block, node, costs[block.name, node.name], dealt, model.moe.top_k)
                 for place, stage in enumerate(graph.stages_of(block, node).tolist()):
                     times[:, 2 * stage] += more[:, place]
-        return phase_latency(graph, times)
+        return Timing(phase_latency(graph, times), busiest_each(graph, times))
 
     def _more_seconds(self, graph: Graph, block: Block, node: Node, cost: NodeCost, dealt: Dealt, top_k: int) -> Floats:
         """[items, repetitions] seconds that the heaviest rank takes longer than under a uniform load."""
@@ -235,16 +235,16 @@ class _Dealer:
             more[:, places] = seconds.max(axis=2)[where.reshape(-1)] - usual[:, places]
         return np.where(node_mask(graph, node)[0][:, None], more, 0.0)
 
-    def _phase(self, phase: Phase, tried: Sequence[_Attempt], best: _Attempt, plain: float) -> PhaseExperts:
+    def _phase(self, phase: Phase, tried: Sequence[_Attempt], best: _Attempt, plain: Numbers) -> PhaseExperts:
         rows = []
         for attempt in tried:
             imbalance = self._deal(phase, attempt.redundant).imbalance
-            more = attempt.latency[phase] / best.latency[phase] - 1
+            more = _figure(attempt.numbers, phase) / _figure(best.numbers, phase) - 1
             slower = f"{100 * more:.1f} % slower" if more > WORTHWHILE else f"not faster by {100 * WORTHWHILE:g} %"
             verdict = "" if attempt is best else attempt.missed or slower
             rows.append(
                 Tried(
-                    attempt.redundant, float(imbalance.max()), float(imbalance.mean()), attempt.latency[phase],
+                    attempt.redundant, float(imbalance.max()), float(imbalance.mean()), _figure(attempt.numbers, phase),
                     attempt.deployment.numbers.memory_bytes[phase], verdict,
                 )
             )  # fmt: skip
@@ -254,8 +254,8 @@ class _Dealer:
             redundant=best.redundant,
             before=contiguous(self.load.shares, ranks),
             after=self._deal(phase, best.redundant),
-            plain=plain,
-            latency=best.latency[phase],
+            plain=_figure(plain, phase),
+            latency=_figure(best.numbers, phase),
             tried=tuple(rows),
         )
 
@@ -266,9 +266,15 @@ class _Attempt:
 
     redundant: int
     deployment: Deployment
-    latency: Mapping[Phase, float]
+    timings: Mapping[Phase, Timing]
+    numbers: Numbers
     worth: tuple[float, ...]
     missed: str
+
+
+def _figure(numbers: Numbers, phase: Phase) -> float:
+    """TTFT or TPOT."""
+    return (numbers.ttft_s if phase == "prefill" else numbers.tpot_s) or 0.0
 
 
 def slot_load(tokens: Floats, shares: Floats, top_k: int) -> Load:

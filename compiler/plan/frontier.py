@@ -46,3 +46,29 @@ def _front(values: Floats) -> Ints:
         better = np.asarray((values < values[:, :1]).any(axis=0))
         values, places = values[:, better], places[better]
     return np.array(front, dtype=np.int64)
+
+
+def grouped_band(group: Ints, first: Floats, second: Floats, layers: int = 1) -> Ints:
+    """:func:`skyband` of two criteria inside every group at once; numbers ascending."""
+    left = np.lexsort((np.arange(len(group)), second, first, group))
+    place = np.unique(second, return_inverse=True)[1].reshape(-1)
+    kept = []
+    for _ in range(layers):
+        number = np.unique(group[left], return_inverse=True)[1].reshape(-1)
+        # Later groups lie lower than earlier ones, so that a running minimum begins anew with each.
+        height = place[left] - number * (len(group) + 1)
+        before = np.minimum.accumulate(np.concatenate([[len(group) + 1], height]))[:-1]
+        front = height < before
+        kept.append(left[front])
+        left = left[~front]
+    return np.sort(np.concatenate(kept)) if kept else left
+
+
+def joined(first: Ints, second: Ints) -> tuple[Ints, Ints]:
+    """All pairs of places at which two columns are equal."""
+    order = np.argsort(second, kind="stable")
+    low, high = (np.searchsorted(second[order], first, side=side) for side in ("left", "right"))
+    many = high - low
+    i = np.repeat(np.arange(len(first)), many)
+    start = np.cumsum(many) - many
+    return i, order[low[i] + np.arange(len(i)) - start[i]]

@@ -29,8 +29,8 @@ class Options:
         strategy: Number of the strategy of a replica.
         dp: Replicas.
         gpus: GPUs of all replicas.
-        layout: Equal for equal degrees (dp, pp and the stage's layout).
-        cache: Equal where the cache lies alike.
+        weights_code: Equal in both phases where all weights lie alike.
+        cache_code: Equal in both phases where the cache lies alike.
         latency: TTFT or TPOT, seconds.
         need: Bytes of the fullest GPU.
         moving: The same where the cache moves.
@@ -42,8 +42,8 @@ class Options:
     strategy: Ints
     dp: Ints
     gpus: Ints
-    layout: Ints
-    cache: Ints
+    weights_code: Ints
+    cache_code: Ints
     latency: Floats
     need: Floats
     moving: Floats
@@ -60,8 +60,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Columns, one entry per deployment. ``prefill`` and ``decode`` number options, -1 for a phase not planned."""
+    """Columns, one entry per deployment.
 
+    Attributes:
+        options: Number of the set of options.
+        batch: Sequences in flight over all replicas.
+        separate: Whether the phases have GPUs of their own.
+        prefill: Number of prefill's option; -1 where the phase is not planned.
+        decode: Number of decode's option, alike.
+        gpus: GPUs of all pools.
+        ttft: Seconds.
+        tpot: Seconds.
+        requests: Requests served per second.
+        transfer: Seconds that the busiest rank sends caches; 0 where none moves.
+        complexity: Ways of splitting that are used; the simplest first.
+    """
+
+    options: Ints
     batch: Ints
     separate: Bools
     prefill: Ints
@@ -97,17 +112,18 @@ def shared_pairs(batch: int, output: int, prefill: Options, decode: Options, cap
     kept_p = skyband(_criteria(first, second, capacity), layers)
     kept_d = skyband(_criteria(second, first, capacity), layers)
     p, d = (a.reshape(-1) for a in np.meshgrid(numbers[0][kept_p], numbers[1][kept_d], indexing="ij"))
-    apart = prefill.layout[p] != decode.layout[d]
+    apart = prefill.weights_code[p] != decode.weights_code[d]
     p, d = p[apart], d[apart]
-    moves = prefill.cache[p] != decode.cache[d]
+    moves = prefill.cache_code[p] != decode.cache_code[d]
     need_p = np.where(moves, prefill.moving[p], prefill.need[p]) + decode.weights[d]
     need_d = decode.need[d] + prefill.weights[p]
     fits = (need_p <= capacity) & (need_d <= capacity)
     alike_p, alike_d = _alike(prefill, decode, capacity, layers)
     p, d = np.concatenate([p[fits], alike_p]), np.concatenate([d[fits], alike_d])
-    moves = prefill.cache[p] != decode.cache[d]
+    moves = prefill.cache_code[p] != decode.cache_code[d]
     time = prefill.latency[p] + output * decode.latency[d]
     return Pairs(
+        options=np.zeros(len(p), dtype=np.int64),
         batch=np.full(len(p), batch),
         separate=np.zeros(len(p), dtype=bool),
         prefill=p,
@@ -144,6 +160,7 @@ def separate_pairs(
     # The pool serves what it computes or what it can send away, whichever is less.
     busy = np.maximum(prefill.latency[p], prefill.transfer[p])
     return Pairs(
+        options=np.zeros(len(p), dtype=np.int64),
         batch=np.full(len(p), batch),
         separate=np.ones(len(p), dtype=bool),
         prefill=p,
@@ -165,6 +182,7 @@ def single_phase(batch: int, options: Options, phase: str, output: int, capacity
     prefills = phase == "prefill"
     latency, zero = options.latency[mine], np.zeros(count)
     return Pairs(
+        options=np.zeros(count, dtype=np.int64),
         batch=np.full(count, batch),
         separate=np.zeros(count, dtype=bool),
         prefill=mine if prefills else nothing,
@@ -201,8 +219,8 @@ def _alike(prefill: Options, decode: Options, capacity: float, layers: int) -> t
     best = []
     for options in (prefill, decode):
         fits = np.flatnonzero(options.need <= capacity)
-        order = fits[np.lexsort((options.latency[fits], options.layout[fits]))]
-        layout = options.layout[order]
+        order = fits[np.lexsort((options.latency[fits], options.weights_code[fits]))]
+        layout = options.weights_code[order]
         start = np.searchsorted(layout, layout)
         place = np.arange(len(order)) - start
         best.append([order[place == rank] for rank in range(layers)])
@@ -210,7 +228,10 @@ def _alike(prefill: Options, decode: Options, capacity: float, layers: int) -> t
     for i in range(layers):
         for j in range(layers - i):
             common, p, d = np.intersect1d(
-                prefill.layout[best[0][i]], decode.layout[best[1][j]], assume_unique=True, return_indices=True
+                prefill.weights_code[best[0][i]],
+                decode.weights_code[best[1][j]],
+                assume_unique=True,
+                return_indices=True,
             )
             if len(common):
                 found.append((best[0][i][p], best[1][j][d]))
@@ -235,7 +256,7 @@ def misses(pairs: Pairs, require: Requirements, rate: float | None, output: int)
     return found
 
 
-def ranking(pairs: Pairs, objective: Objective, per_gpu: bool, output: int) -> Ints:
+def ranking(pairs: Pairs, objective: Objective, per_gpu: bool, output: int, rate: float | None = None) -> Ints:
     """Numbers of the deployments, the best first.
 
     Args:
@@ -245,8 +266,9 @@ def ranking(pairs: Pairs, objective: Objective, per_gpu: bool, output: int) -> I
             distance. What is left equal is decided by fewer GPUs, then by the simpler strategy.
         per_gpu: Whether GPUs are as many as wanted, so that throughput counts per GPU.
         output: Tokens per request.
+        rate: Requests per second that arrive: more are not served, whatever the deployment could do.
     """
-    tokens, tpot = pairs.requests * output, _even(pairs.tpot)
+    tokens, tpot = np.minimum(pairs.requests, np.inf if rate is None else rate) * output, _even(pairs.tpot)
     last = pairs.complexity, pairs.gpus
     if objective == "latency":
         first = pairs.tpot if pairs.tpot.any() else pairs.ttft

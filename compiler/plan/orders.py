@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...passes.analysis.stage_times import phase_latency, phase_servers, server_times
+from ...passes.analysis.stage_times import busiest_each, phase_latency, phase_servers, server_times
 from ..build import mesh_of, phase_degrees
 from ..cost import Hardware, NodeCost
 from ..cost.network import boundary_crosses, ranks_in_domain, ring_crosses
@@ -62,10 +62,12 @@ class Compared:
 
     Attributes:
         latency: TTFT or TPOT by order, the usual one first; orders over the same links have the same.
+        each: Seconds of the busiest stage or send per sequence, alike.
         distinct: One order for each way of using the links, the usual one first.
     """
 
     latency: Mapping[Order, float]
+    each: Mapping[Order, float]
     distinct: tuple[Order, ...]
 
     @property
@@ -133,9 +135,10 @@ class PhaseOrders:
         usual = network[USUAL]
         if not whole and all((usual <= other).all() for other in network.values()):
             return None
-        latency = {o: phase_latency(self.graph, self._others + network[o]) for o in distinct}
-        every = {order: latency[alike[0]] for alike in kinds.values() for order in alike}
-        return Compared({o: every[o] for o in meshes if o in every}, tuple(distinct))
+        times = {order: self._others + network[alike[0]] for alike in kinds.values() for order in alike}
+        told = [order for order in meshes if order in times]
+        latency = {order: phase_latency(self.graph, times[order]) for order in told}
+        return Compared(latency, {o: busiest_each(self.graph, times[o]) for o in told}, tuple(distinct))
 
     def mesh(self, order: Order) -> Mesh:
         """The ranks of the phase in an order."""

@@ -50,7 +50,7 @@ def refused_schedules(
 
 
 def refused_replicas(
-    spec: Spec, phase: Phase, layouts: Layouts, *, pp: Ints, microbatches: Ints, chunk: Ints, dp: Ints, batch: int
+    spec: Spec, phase: Phase, layouts: Layouts, *, pp: Ints, microbatches: Ints, chunk: Ints, dp: Ints, batch: Ints
 ) -> dict[str, Bools]:
     """Whole strategies that the pack refuses, of those that it has not refused yet.
 
@@ -62,7 +62,7 @@ def refused_replicas(
         microbatches: Micro-batches of a replica.
         chunk: Most new tokens per step; 0 for none.
         dp: Replicas.
-        batch: Sequences in flight over all replicas.
+        batch: Sequences in flight over all replicas, of each.
     """
     if spec.pack is None:
         return {}

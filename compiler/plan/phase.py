@@ -109,14 +109,19 @@ class PhaseCosts:
                 out[piece] = (weights + np.asarray(parts).T @ self._stage_counts(pp)).max(axis=1)
         return out
 
-    def needs(self, candidates: Candidates, kept: Sequence[int], longest: int | None = None) -> list[Needs]:
+    def needs(
+        self, candidates: Candidates, kept: Sequence[int], longest: int | None = None, times: Sequence[Any] = ()
+    ) -> list[Needs]:
         """Memory of every candidate, for each number of tokens per sequence that the cache may have to hold.
 
         Args:
             candidates: Strategies of a replica.
             kept: Tokens per sequence.
             longest: Tokens of the longest sequence, where a range is given.
+            times: For each of ``kept``, how often the caches of the candidates' sequences lie there: a number, or one
+                for each candidate; default once.
         """
+        repeated = [np.broadcast_to(t, len(candidates)) for t in times or [1] * len(kept)]
         held, cache = self._caches(candidates, (*kept, *([longest] if longest is not None else [])))
         working, which = self._working(candidates)
         count = len(candidates)
@@ -133,13 +138,14 @@ class PhaseCosts:
                 ]
                 fixed, moving = self._stage_bytes(working, which[mine], counts, weights)
                 for number, out in enumerate(results):
-                    full = fixed + caches[number]
+                    cached = caches[number] * repeated[number][mine, None]
+                    full = fixed + cached
                     out.total[mine] = out.longest[mine] = full.max(axis=1)
-                    out.with_transfer[mine] = (moving + caches[number]).max(axis=1)
+                    out.with_transfer[mine] = (moving + cached).max(axis=1)
                     out.weights[mine] = weights.max(axis=1)
                     if longest is not None:
                         one = _at_fullest(fixed + caches[-1], caches[-1]) / np.maximum(1, sequences[mine])
-                        left = full.max(axis=1) - _at_fullest(full, caches[number])
+                        left = full.max(axis=1) - _at_fullest(full, cached)
                         out.longest[mine] = np.maximum(full.max(axis=1), left + one)
         return results
 
@@ -195,19 +201,22 @@ class PhaseCosts:
     # --- latency ----------------------------------------------------------------------------------------------------
 
     def seconds(self, candidates: Candidates, first_rank: int = 0) -> Floats:
-        """TTFT (prefill) or TPOT (decode) of every candidate, seconds.
+        """[3, candidates] seconds, see below.
+
+        TTFT (prefill) or TPOT (decode); those of the slowest stage or send, all items together; by how much the
+        former may change with the first rank at most (decode).
 
         Args:
             candidates: Strategies of a replica.
             first_rank: Number of the phase's first GPU, which decides what crosses domains.
         """
-        out = np.zeros(len(candidates))
+        out = np.zeros((3, len(candidates)))
         plain = candidates.chunk == 0
         if plain.all():
             return self._whole(candidates, first_rank)
         for subset, run in ((np.flatnonzero(plain), self._whole), (np.flatnonzero(~plain), self._chunked)):
             if len(subset):
-                out[subset] = run(candidates[subset], first_rank)
+                out[:, subset] = run(candidates[subset], first_rank)
         return out
 
     def transfer(self, candidates: Candidates) -> Floats:
@@ -238,7 +247,9 @@ class PhaseCosts:
         if self._last is None or self._last[0] is not candidates:
             self._last = candidates, self.evaluator.seconds(layout, batch, new, past, yes, yes)
         seconds = self._last[1]
-        out = np.zeros(count)
+        out = np.zeros((3, count))
+        parted = np.abs(seconds.send[1] - seconds.send[0]) + np.abs(seconds.back[1] - seconds.back[0])
+        out[2] = np.maximum(candidates.pp, candidates.microbatches) * parted[where[:count]] * (candidates.pp > 1)
         for pp, group in _groups(candidates.pp):
             for mine in _pieces(group, 2 * pp):
                 larger = self._servers(seconds, where[mine], candidates.layout[mine], pp, first_rank)
@@ -247,7 +258,9 @@ class PhaseCosts:
                 if (fewer > 0).any():
                     smaller = self._servers(seconds, where[count + mine], candidates.layout[mine], pp, first_rank)
                 form = decode_seconds if decode else prefill_seconds
-                out[mine] = form(larger, smaller, candidates.larger_count[mine], fewer)
+                out[0, mine] = form(larger, smaller, candidates.larger_count[mine], fewer)
+                busy = candidates.larger_count[mine, None] * larger + fewer[:, None] * smaller
+                out[1, mine] = busy.max(axis=1)
         return out
 
     def _chunked(self, candidates: Candidates, first_rank: int) -> Floats:
@@ -267,7 +280,7 @@ class PhaseCosts:
         first, each = (a[which].reshape(2, count) for a in (start, chunks))
         whole = candidates.larger_count * each[0]
         items = whole + candidates.smaller_count * each[1]
-        out = np.zeros(count)
+        out = np.zeros((3, count))
         for pp, group in _groups(candidates.pp):
             group = group[np.argsort(items[group], kind="stable")]
             for mine in _pieces(group, 2 * pp * int(items[group].max())):
@@ -279,7 +292,8 @@ class PhaseCosts:
                 times = self._servers(seconds, rows.reshape(-1), layouts, pp, first_rank)
                 times = times.reshape(*rows.shape, -1)
                 times[item >= items[mine, None]] = 0.0
-                out[mine] = chunked_seconds(times)
+                out[0, mine] = chunked_seconds(times)
+                out[1, mine] = times.sum(axis=1).max(axis=1)
         return out
 
     def _servers(self, seconds: Seconds, rows: Ints, layout: Ints, pp: int, first_rank: int) -> Floats:

@@ -21,27 +21,27 @@ from .joint import Pairs, pareto, ranking
 from .result import Deployment, Plan
 
 if TYPE_CHECKING:
-    from .search import Search
+    from .question import Question
 
 NAME = "placement"
 """Name of the assumption that tells what was compared."""
 
 
-def placed(plan: Plan, search: Search) -> Plan:
+def placed(plan: Plan, question: Question) -> Plan:
     """The plan with the best order of axes and split of layers in each of its best deployments, ranked anew.
 
     Args:
         plan: The answer of a search.
-        search: The search.
+        question: What was asked.
     """
     began = time.perf_counter()
-    if plan.top:
-        search.progress("placement")
-    arranger = Arranger(search.spec, search.hardware, plan.objective, search.context)
+    arranger = Arranger(
+        question.spec, question.hardware, plan.objective, continuous=question.continuous, context=question.context
+    )
     improved = [arranger.improved(d) for d in plan.top]
     made = (*plan.assumptions, *_told(arranger.compared, improved, plan.top))
     if any(a is not b for a, b in zip(improved, plan.top, strict=True)):
-        plan = _ranked(plan, improved, search)
+        plan = _ranked(plan, improved, question)
     return replace(plan, assumptions=made, seconds=plan.seconds + time.perf_counter() - began)
 
 
@@ -58,16 +58,16 @@ def _told(compared: int, improved: Sequence[Deployment], before: Sequence[Deploy
         )
 
 
-def _ranked(plan: Plan, improved: Sequence[Deployment], search: Search) -> Plan:
+def _ranked(plan: Plan, improved: Sequence[Deployment], question: Question) -> Plan:
     """The plan with other deployments in the place of its best, the best first."""
-    work, per_gpu = plan.spec.workload, plan.spec.cluster.nodes is None
-    output = work.output if "decode" in search.phases else work.input
+    work, per_gpu = question.spec.workload, question.per_gpu
+    output = work.output if "decode" in question.phases else work.input
     pairs = _pairs(improved)
     worst = np.array([max((m.factor for m in d.misses), default=1.0) for d in improved])
     feasible = np.flatnonzero(worst <= 1.0)
-    order = feasible[ranking(pairs[feasible], plan.objective, per_gpu, output)]
+    order = feasible[ranking(pairs[feasible], plan.objective, per_gpu, output, work.rate)]
     if not len(feasible):
-        order = ranking(pairs, plan.objective, per_gpu, output)
+        order = ranking(pairs, plan.objective, per_gpu, output, work.rate)
         order = order[np.argsort(worst[order], kind="stable")]
     top = tuple(improved[i] for i in order.tolist())
     chosen = top[0] if len(feasible) else None
@@ -77,11 +77,11 @@ def _ranked(plan: Plan, improved: Sequence[Deployment], search: Search) -> Plan:
     kept = pareto(_pairs(front), output) if front else ()
     return replace(
         plan,
-        spec=chosen_spec(search.spec, chosen),
+        spec=chosen_spec(question.spec, chosen, continuous=question.continuous),
         chosen=chosen,
         top=top,
         pareto=tuple(front[int(i)] for i in kept),
-        runner_up=distance(plan.objective, per_gpu, top) if chosen else None,
+        runner_up=distance(question, top) if chosen else None,
     )
 
 
@@ -94,6 +94,7 @@ def _pairs(deployments: Sequence[Deployment]) -> Pairs:
     numbers = [d.numbers for d in deployments]
     count = len(numbers)
     return Pairs(
+        options=np.zeros(count, dtype=np.int64),
         batch=np.array([n.batch for n in numbers]),
         separate=np.array([d.separate for d in deployments]),
         prefill=np.full(count, -1),

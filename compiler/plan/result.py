@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..spec import Assumption, Spec, StrategySpec
 from ..spec.strategy import Phase
+from .space import Bounds
 
 if TYPE_CHECKING:
     from .experts import ExpertPlan
@@ -130,6 +131,7 @@ class Plan:
             there is none.
         assumptions: Everything taken for the user.
         seconds: Wall time of the search.
+        bounds: Where the search of schedules stopped.
         complete: False where the search was interrupted: the best so far.
         experts: The choice's experts under a measured load, where one was given.
     """
@@ -145,8 +147,14 @@ class Plan:
     runner_up: float | None
     assumptions: tuple[Assumption, ...]
     seconds: float
+    bounds: Bounds
     complete: bool = True
     experts: ExpertPlan | None = None
+
+    @property
+    def continuous(self) -> bool:
+        """Whether requests come and go one by one (``mode mixed``)."""
+        return self.spec.workload.mode == "mixed"
 
     @property
     def feasible(self) -> bool:

@@ -18,6 +18,10 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
+def _every_rank(dp: Ints, pp: Ints, layouts: Layouts) -> Ints:
+    return np.asarray(dp * pp * layouts.ranks)
+
+
 @dataclass(frozen=True)
 class Law:
     """The GPU-count law, over columns.
@@ -28,7 +32,12 @@ class Law:
     """
 
     fits: Callable[[Layouts], Bools] = lambda layouts: np.ones(len(layouts), dtype=bool)
-    gpus: Callable[[Ints, Ints, Layouts], Ints] = lambda dp, pp, layouts: dp * pp * layouts.ranks
+    gpus: Callable[[Ints, Ints, Layouts], Ints] = _every_rank
+
+    @property
+    def counts_ranks(self) -> bool:
+        """Whether GPUs are the ranks of all stages and replicas, no more."""
+        return self.gpus is _every_rank
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,9 @@ class Bounds:
 
 COARSE = Bounds(microbatches=16, trips=8, least_chunk=1024, chunk_step=4)
 """Where the batch is searched as well, or more than :data:`FINE_GPUS` GPUs are there."""
+
+CONTINUOUS = Bounds(trips=16, least_chunk=1024)
+"""Where prompts enter prefill a few at a time: a micro-batch is small already."""
 
 FINE_GPUS = 32
 """GPUs up to which a given batch is searched in the finer bounds."""
@@ -167,4 +179,19 @@ def schedules(pp: int, batches: Sequence[int], phase: Phase, prompt: int, bounds
         for count in microbatch_counts(batch, pp, bounds.microbatches)
         for chunk in (chunk_sizes(batch, count, prompt, bounds) if phase == "prefill" else (0,))
     ]
+    return np.array(rows, dtype=np.int64).reshape(-1, 3).T
+
+
+def prompt_schedules(sizes: Sequence[int], prompt: int, bounds: Bounds) -> Ints:
+    """[3, schedules] (batch, micro-batches, chunk) of prompts that enter prefill as one micro-batch."""
+    rows = [(size, 1, chunk) for size in sizes for chunk in chunk_sizes(size, 1, prompt, bounds)]
+    return np.array(rows, dtype=np.int64).reshape(-1, 3).T
+
+
+def turn_schedules(batches: Sequence[int], pp: int) -> Ints:
+    """[3, schedules] (batch, micro-batches, chunk) of sequences that decode steadily on ``pp`` stages.
+
+    One micro-batch, or as many as stages, or twice as many: fewer than stages leave bubbles, more cost launches.
+    """
+    rows = [(b, count, 0) for b in batches for count in sorted({1, min(b, pp), min(b, 2 * pp)})]
     return np.array(rows, dtype=np.int64).reshape(-1, 3).T

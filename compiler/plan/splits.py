@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...passes.analysis.schedule import stream_of
-from ...passes.analysis.stage_times import phase_latency, phase_servers
+from ...passes.analysis.stage_times import busiest_each, phase_latency, phase_servers
 from ...passes.analysis.unroll import node_mask
 from ...passes.validation import balanced, heaviest
 from ..cost import NodeCost
@@ -56,10 +56,17 @@ class SplitTimes:
         return int(self.seconds(split).argmax())
 
     def latency(self, split: Split) -> float:
-        """TTFT or TPOT."""
+        """Seconds of the phase's schedule: TTFT or TPOT where the batch is worked off as a whole."""
+        return phase_latency(self.graph, self._times(split))
+
+    def each(self, split: Split) -> float:
+        """Seconds of the busiest stage or send per sequence."""
+        return busiest_each(self.graph, self._times(split))
+
+    def _times(self, split: Split) -> Floats:
         times = self._fixed.copy()
         times[:, self._stages] += self._of_stages(split)
-        return phase_latency(self.graph, times)
+        return times
 
 
 def _layer_seconds(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:

@@ -1,17 +1,13 @@
-"""The strategies of a phase with what they cost, and how far the search goes where the file sets no bound."""
+"""The strategies of a phase with what they cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..spec import Assumption, Spec
-from ..spec.counts import kv_bytes_per_token, parameters
-from ..spec.dtypes import dtype
 from ..spec.strategy import Phase
 from .layouts import Layouts
 from .phase import Needs, PhaseCosts
@@ -21,12 +17,6 @@ from .space import Candidates
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-
-MOST_GPUS = 64
-"""GPUs that `nodes any` is searched up to, unless asked otherwise or the weights need more."""
-
-MOST_BATCH = 4096
-"""Sequences in flight that are tried up to where the file gives no batch."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +28,11 @@ class PhaseTable:
         costs: Where the figures come from.
         candidates: The strategies.
         seconds: TTFT or TPOT of each.
+        each: Seconds of the slowest stage or send that one sequence takes, of each; prefill.
+        spread: By how much ``seconds`` of each may change with the number of the first GPU, at most; decode.
         needs: Memory of each, where the GPUs serve both phases.
-        alone: Memory of each in a pool of its own.
+        alone: Memory of each in a pool of its own. Of a continuous batch, prefill holds the caches of one step's
+            prompts on shared GPUs and of two in a pool: one step's are made while those before are sent.
         transfer: Seconds that the busiest rank sends the batch's caches, of each.
         counts: What became of all strategies.
         pending: Strategies that are not evaluated yet.
@@ -50,6 +43,8 @@ class PhaseTable:
     costs: PhaseCosts
     candidates: Candidates
     seconds: Floats
+    each: Floats
+    spread: Floats
     needs: Needs
     alone: Needs
     transfer: Floats
@@ -69,43 +64,6 @@ def complexity(candidates: Candidates, layouts: Layouts) -> Ints:
     layout = sum((degree > 1).astype(np.int64) for degree in degrees) + layouts.megatron
     schedule = (candidates.pp > 1) * 1 + (candidates.microbatches > 1) + (candidates.chunk > 0)
     return np.asarray(layout[candidates.layout] + schedule, dtype=np.int64)
-
-
-def gpus_searched(spec: Spec, memory: float, asked: int | None) -> tuple[int, list[Assumption]]:
-    """Most GPUs that the search may use, and what was assumed for it.
-
-    Args:
-        spec: The request.
-        memory: Bytes of a GPU.
-        asked: Most GPUs that the user allows, if any.
-    """
-    cluster, model = spec.cluster, spec.model
-    if cluster.gpus is not None:
-        return (min(cluster.gpus, asked) if asked else cluster.gpus), []
-    if asked:
-        return asked, []
-    least = parameters(model) * min(dtype(model.dtype).bytes, dtype(model.expert_dtype).bytes)
-    nodes = ceil(2 * least / memory / cluster.gpus_per_node)
-    bound = max(MOST_GPUS, nodes * cluster.gpus_per_node)
-    return bound, [Assumption("GPUs searched", f"up to {bound}", "`nodes any` sets no limit; `--max-gpus` moves it")]
-
-
-def batches_searched(spec: Spec, memory: float, gpus: int) -> tuple[tuple[int, ...], list[Assumption]]:
-    """Batches that are tried, and what was assumed: the file's, or 1, 2, 3, 4, 6, 8, 12 ... as far as caches fit.
-
-    Args:
-        spec: The request.
-        memory: Bytes of a GPU.
-        gpus: Most GPUs.
-    """
-    work = spec.workload
-    if work.batch is not None:
-        return (work.batch,), []
-    per_sequence = max(1, kv_bytes_per_token(spec.model)) * (work.input + work.output)
-    most = max(1, min(MOST_BATCH, int(gpus * memory / per_sequence)))
-    found = sorted({base << shift for base in (1, 3) for shift in range(14) if base << shift <= most})
-    made = Assumption("batch", f"searched over {len(found)} sizes from 1 to {found[-1]}", "the file gives none")
-    return tuple(found), [made]
 
 
 def first_fault(faults: Mapping[str, NDArray[np.bool_]], count: int) -> tuple[Ints, dict[str, NDArray[np.bool_]]]:

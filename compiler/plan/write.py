@@ -24,8 +24,8 @@ from .report import (
     strategy_document,
 )
 from .result import Plan
-from .search import Progress
 from .space import Bounds, Law
+from .tabulate import Progress
 
 REPORT = "parallel_strategy.md"
 """Name of the report's file."""
@@ -81,7 +81,7 @@ def plan_files(
     facts = gather(plan, loaded, moved)
     if plan.chosen is not None and facts.errors:
         raise DiagnosticError(facts.errors)
-    files = {REPORT: report_markdown(facts, bounds).encode()}
+    files = {REPORT: report_markdown(facts).encode()}
     if plan.chosen is not None:
         for strategy in plan.chosen.strategies:
             phase = strategy.phase
@@ -117,9 +117,9 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> tuple[Path, ...]:
 def phase_spec(spec: Spec, phase: Phase) -> Spec:
     """The request with the strategy of one phase, and of the other where the phase would be another without it.
 
-    Ranks of a pool follow from the other pool's, memory counts the weights of both layouts, and the cache moves where
-    it lies differently.
+    Ranks of a pool follow from the other pool's, memory counts the weights of both layouts, the cache moves where it
+    lies differently, and prompts and decodes that take turns wait for each other.
     """
-    if len(spec.strategies) < 2 or needs_transfer(spec) or two_layouts(spec):
+    if len(spec.strategies) < 2 or spec.workload.mode == "mixed" or needs_transfer(spec) or two_layouts(spec):
         return spec
     return spec.model_copy(update={"strategies": tuple(s for s in spec.strategies if s.phase == phase)})

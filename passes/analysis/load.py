@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...compiler.cost.serving import arrival_wait, steady_tpot
+from ...compiler.cost.serving import arrival_wait, steady_tpot, step_wait
 from ...compiler.ir.graph import Phase
-from ...compiler.spec import WorkloadSpec
+from ...compiler.spec import Assumption, WorkloadSpec
 from .phase import PhaseAnalysis
 from .stage_times import server_times
 
@@ -24,16 +24,42 @@ def under_load(
         workload: Lengths, batch and, for a queue, the rate of arrivals.
         separate: Whether the phases have GPUs of their own, so that prompts do not stall decodes.
     """
-    found = dict(phases)
-    prefill, decode = phases.get("prefill"), phases.get("decode")
-    if prefill is not None and workload.rate is not None:
-        wait = float(arrival_wait(prompt_seconds(prefill), workload.rate / prefill.graph.mesh.dp))
-        found["prefill"] = replace(prefill, queue=wait)
+    prefill, decode, mixed = phases.get("prefill"), phases.get("decode"), workload.mode == "mixed"
+    found = {phase: replace(analysis, mixed=mixed) for phase, analysis in phases.items()}
+    each = prompt_seconds(prefill) if prefill is not None else 0.0
+    if prefill is not None:
+        waits = []
+        if workload.rate is not None:
+            waits.append(float(arrival_wait(each, workload.rate / prefill.graph.mesh.dp)))
+        if mixed and decode is not None and not separate:
+            waits.append(step_wait(decode.latency, len(decode.graph.items)))
+        found["prefill"] = replace(found["prefill"], per_prompt=each, queue=sum(waits) if waits else None)
     if prefill is not None and decode is not None:
-        stall = 0.0 if separate else prompt_seconds(prefill)
+        stall = 0.0 if separate else each
         steady = float(steady_tpot(decode.latency, stall, sequences(decode), workload.output))
-        found["decode"] = replace(decode, steady=steady)
+        found["decode"] = replace(found["decode"], steady=steady)
     return found
+
+
+def mixed_assumptions(*, separate: bool) -> list[Assumption]:
+    """What ``mode mixed`` takes for granted, for the report."""
+    made = [
+        Assumption(
+            "prompts",
+            "arrive evenly, one micro-batch after another",
+            "the prefill DAG is one micro-batch; a burst of requests would queue, which TTFT leaves out",
+        )
+    ]
+    if not separate:
+        made.append(
+            Assumption(
+                "prompts and decodes",
+                "take turns on the GPUs",
+                "TPOT is the decode step and its share of other prompts; TTFT waits for half of the step that runs; "
+                "running both in one step would save the second reading of the weights",
+            )
+        )
+    return made
 
 
 def prompt_seconds(prefill: PhaseAnalysis) -> float:

@@ -46,7 +46,14 @@ class MemoryReport:
         return self.capacity - self.fullest.total
 
 
-def analyse_memory(graph: Graph, capacity: float, context: int, *, other_weights: float = 0.0) -> MemoryReport:
+def analyse_memory(
+    graph: Graph,
+    capacity: float,
+    context: int,
+    *,
+    other_weights: float = 0.0,
+    cached: Sequence[int] | None = None,
+) -> MemoryReport:
     """Memory per stage.
 
     Args:
@@ -54,10 +61,11 @@ def analyse_memory(graph: Graph, capacity: float, context: int, *, other_weights
         capacity: Bytes of a GPU.
         context: Tokens per sequence that the cache must hold in the end (input + output).
         other_weights: Bytes of a second copy of weights that the same GPUs hold for the other phase.
+        cached: Sequences of each micro-batch of a replica whose caches lie there at once; default the graph's.
     """
     stages = range(len(graph.stages))
     extents = _largest_extents(graph)
-    batches = [item.batch for item in graph.items if item.first]
+    batches = [item.batch for item in graph.items if item.first] if cached is None else cached
     weights = [other_weights + own for own in weight_bytes(graph)]
     cache = [0.0] * len(stages)
     for block, node in graph.nodes():

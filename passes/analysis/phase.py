@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -32,11 +32,16 @@ class PhaseAnalysis:
         critical: Critical path of the flat graph.
         memory: Memory per stage.
         traffic: Communication.
-        latency: TTFT (prefill) or TPOT (decode), seconds; nothing queues.
-        queue: Prefill under a rate of arrivals: mean seconds that a request waits, infinite where more arrive than are
-            served. None without a rate.
+        latency: Seconds of the DAG's schedule: to the last first token (prefill), from step to step (decode). Nothing
+            queues.
+        queue: Prefill: mean seconds that a request waits for its turn, infinite where more arrive than are served.
+            None where nothing is said of arrivals.
         steady: Decode: seconds per token of the steady continuous batch, prompts of others included. None where
             prefill is not known.
+        mixed: Whether prompts arrive one micro-batch after another (``mode mixed``) and, on shared GPUs, take turns
+            with decode steps: the steady figure is what a request sees.
+        per_prompt: Prefill: seconds of the slowest stage or send that each further prompt takes. None where it was
+            not asked for.
     """
 
     graph: Graph
@@ -49,10 +54,17 @@ class PhaseAnalysis:
     latency: float
     queue: float | None = None
     steady: float | None = None
+    mixed: bool = False
+    per_prompt: float | None = None
 
     @property
     def loaded_latency(self) -> float:
-        """The latency with what a request waits for its turn; without it where the queue grows without end."""
+        """TTFT or TPOT that a request sees: with its wait for its turn, and the prompts of others in a mixed batch.
+
+        Where the queue grows without end it is left out.
+        """
+        if self.mixed and self.steady is not None:
+            return self.steady
         waits = self.queue is not None and isfinite(self.queue)
         return self.latency + (self.queue or 0.0 if waits else 0.0)
 
@@ -66,7 +78,9 @@ class PhaseAnalysis:
         """Tokens per second over all replicas: prompt tokens in prefill, generated tokens in decode."""
         firsts = [i for i in self.graph.items if i.first]
         if self.graph.phase == "decode":
-            return self.graph.mesh.dp * sum(i.batch for i in firsts) / self.latency
+            return self.graph.mesh.dp * sum(i.batch for i in firsts) / self.loaded_latency
+        if self.mixed and self.per_prompt:
+            return self.graph.mesh.dp * sum(i.new for i in self.graph.items) / self.per_prompt
         return self.graph.mesh.dp * sum(i.batch * i.new for i in self.graph.items) / self.latency
 
 
@@ -76,6 +90,7 @@ def analyse_phase(
     context: int,
     *,
     other_weights: float = 0.0,
+    cached: Sequence[int] | None = None,
     expand_ranks: bool = False,
     transfer: TransferPlan | None = None,
 ) -> PhaseAnalysis:
@@ -86,6 +101,7 @@ def analyse_phase(
         hardware: GPU and links.
         context: Tokens per sequence that the KV cache must hold.
         other_weights: Weights of the other phase on the same GPUs, bytes.
+        cached: Sequences of each micro-batch whose caches lie there at once; default the graph's.
         expand_ranks: Split compute nodes over tp and etp too.
         transfer: What the KV sends of prefill really move; without it they count all that a rank holds.
     """
@@ -99,7 +115,7 @@ def analyse_phase(
         costs=costs,
         flat=flat,
         critical=critical_path(flat),
-        memory=analyse_memory(graph, hardware.memory, context, other_weights=other_weights),
+        memory=analyse_memory(graph, hardware.memory, context, other_weights=other_weights, cached=cached),
         traffic=analyse_communication(graph, costs, hardware, sends),
         latency=latency,
     )

@@ -55,6 +55,11 @@ def phase_latency(graph: Graph, times: Floats) -> float:
     return float(pipeline_makespan(times)) if graph.phase == "prefill" else servers_interval(graph, times)
 
 
+def busiest_each(graph: Graph, times: Floats) -> float:
+    """Seconds per sequence of the busiest stage or send, from what :func:`phase_servers` gives."""
+    return float(times.sum(axis=0).max()) / sum(item.batch for item in graph.items if item.first)
+
+
 def step_interval(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> float:
     """Closed form of the steady decode interval (TPOT) at the context of the first step.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...compiler.build import build_graph, cache_tokens, two_layouts
+from ...compiler.build import build_graph, cache_tokens, cached_sequences, two_layouts
 from ...compiler.cost import Hardware, node_costs
 from ...compiler.ir.graph import Phase
 from ...compiler.spec import LoadedSpec, Spec, StrategySpec
@@ -57,7 +57,8 @@ def _timed(spec: Spec, phases: Mapping[Phase, PhaseAnalysis], hardware: Hardware
     for lowering in lowering_sequence(stage_layers(spec, "decode")):
         graph = lowering.run(graph)
     other = max(weight_bytes(phases["prefill"].graph)) if "prefill" in phases and two_layouts(spec) else 0.0
-    memory = analyse_memory(graph, hardware.memory, cache_tokens(spec, "decode"), other_weights=other)
+    cached = cached_sequences(spec, "decode")
+    memory = analyse_memory(graph, hardware.memory, cache_tokens(spec, "decode"), other_weights=other, cached=cached)
     return Decode(graph.mesh.gpus, step_interval(graph, node_costs(graph, hardware)), memory.headroom >= 0)
 
 

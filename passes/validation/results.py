@@ -63,8 +63,8 @@ def requirement_findings(loaded: LoadedSpec, phases: Mapping[Phase, PhaseAnalysi
     prefill, decode = phases.get("prefill"), phases.get("decode")
     if require.ttft is not None and prefill is not None and prefill.loaded_latency > require.ttft:
         yield _missed("PD302", "TTFT", prefill.loaded_latency, require.ttft, loaded, "ttft")
-    if require.tpot is not None and decode is not None and decode.latency > require.tpot:
-        yield _missed("PD303", "TPOT", decode.latency, require.tpot, loaded, "tpot")
+    if require.tpot is not None and decode is not None and decode.loaded_latency > require.tpot:
+        yield _missed("PD303", "TPOT", decode.loaded_latency, require.tpot, loaded, "tpot")
     # Prompt tokens count where the work is prefill alone.
     served = decode or prefill
     if served is None:

@@ -50,7 +50,9 @@ def test_an_order_that_gains_is_written_and_compile_agrees(exchanging: tuple[Loa
     assert plan.chosen is not None
     assert {s.placement for s in plan.chosen.strategies} == {("pp", "tp", "sp", "adp")}
     assert "placement pp tp sp adp" in print_spec(plan.spec)
-    assert any(a.name == "placement" and "better in 5 of 5" in a.value for a in plan.assumptions)
+    assert any(
+        a.name == "placement" and f"better in {len(plan.top)} of {len(plan.top)}" in a.value for a in plan.assumptions
+    )
     agrees_with_compile(loaded, plan, deployments=5)
 
 
@@ -74,6 +76,25 @@ def test_the_next_best_is_ranked_by_the_new_figures(exchanging: tuple[LoadedSpec
     assert rates == sorted(rates, key=lambda r: r or 0.0)
     assert plan.chosen is plan.top[0] and plan.runner_up is not None
     assert plan.chosen in plan.pareto
+
+
+@pytest.mark.parametrize(
+    "work", ["input 200 tokens output 8 tokens", "batch 16 mode mixed input 200 tokens output 8 tokens rate 5 req/s"]
+)
+def test_a_continuous_batch_has_the_figures_of_compile_too(work: str) -> None:
+    loaded = condition(MLA, gpus="2 of 4", work=work)
+    one = Law(lambda table: (table.tp == 2) & (table.ep == 4) & (table.etp == 2))
+    plan = paradag.plan(loaded, law=one, top=5)
+    assert any(s.placement for d in plan.top for s in d.strategies)
+    for deployment in plan.top:
+        n = deployment.numbers
+        batch = plan.spec.workload.model_copy(update={"batch": n.batch})
+        spec = plan.spec.model_copy(update={"strategies": deployment.strategies, "workload": batch})
+        phases = paradag.compile(spec, fix=False).phases
+        assert phases["prefill"].loaded_latency == pytest.approx(n.ttft_s, rel=CLOSE)
+        assert phases["decode"].loaded_latency == pytest.approx(n.tpot_s, rel=CLOSE)
+        for phase, needed in n.memory_bytes.items():
+            assert phases[phase].memory.fullest.total == pytest.approx(needed, rel=CLOSE)
 
 
 def test_a_split_that_gains_is_written_and_compile_agrees(staged: tuple[LoadedSpec, Plan]) -> None:

@@ -42,7 +42,7 @@ SECTIONS = [
 
 
 def test_the_report_is_the_golden_one() -> None:
-    text = report_markdown(facts("chosen", sensitivity=True), BOUNDS)
+    text = report_markdown(facts("chosen", sensitivity=True))
     if os.environ.get("PARADAG_UPDATE_GOLDENS"):
         GOLDEN.write_text(text, encoding="utf-8")
     assert text == GOLDEN.read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_the_report_is_the_golden_one() -> None:
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_sections_come_in_their_order(name: str) -> None:
-    text = report_markdown(facts(name), BOUNDS)
+    text = report_markdown(facts(name))
     assert re.findall(r"^## .*$", text, re.MULTILINE) == SECTIONS
 
 
@@ -58,7 +58,7 @@ def test_sections_come_in_their_order(name: str) -> None:
 def test_tables_are_whole(name: str) -> None:
     """Every row has as many cells as its head; no figure is missing or not a number."""
     width = 0
-    for line in report_markdown(facts(name), BOUNDS).splitlines():
+    for line in report_markdown(facts(name)).splitlines():
         cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
         assert cells == width or not cells or not width, line
         width = cells

@@ -11,6 +11,7 @@ from ...build import needs_transfer
 from ...cost.network import ranks_in_domain
 from ...ir.mesh import ATTENTION_VIEW, EXPERT_VIEW, Mesh
 from ...spec.catalog import accelerator
+from ..arrangement import shares_weights
 from ..orders import USUAL, Compared, Order, PhaseOrders, aligned, orders
 from ..splits import SplitTimes, admitted, neighbours
 from ._facts import Facts, PhaseFacts
@@ -124,7 +125,7 @@ def _orders(facts: Facts, phase: PhaseFacts) -> list[str]:
     compared = found.compare(whole=True)
     assert compared is not None
     own = _own(phase, compared)
-    name = "TTFT" if phase.phase == "prefill" else "TPOT"
+    name = _figure(facts, phase)
     ranked = sorted(compared.distinct, key=lambda order: (compared.latency[order], order != own))
     rows = [
         (
@@ -176,6 +177,15 @@ def _why(facts: Facts, found: PhaseOrders, compared: Compared, own: Order, name:
             yield f"It has {mine} of the {one.size(atoms)} GPUs of {view} in one domain, that one {theirs}."
     if len(facts.phases) == 2 and not needs_transfer(facts.spec):
         yield "Both phases have the same order: the cache would move otherwise."
+    elif shares_weights(facts.spec):
+        yield "Both phases use the same weights, which another order in one of them would lay out twice."
+
+
+def _figure(facts: Facts, phase: PhaseFacts) -> str:
+    """What the seconds of a phase's schedule are called; in a continuous batch they are a part of TTFT or TPOT."""
+    if facts.continuous:
+        return "prefill step" if phase.phase == "prefill" else "decode step"
+    return "TTFT" if phase.phase == "prefill" else "TPOT"
 
 
 # --- splits -------------------------------------------------------------------------------------------------------
@@ -190,7 +200,7 @@ def splits(facts: Facts, phase: PhaseFacts) -> list[str]:
     even = balanced(model, len(graph.stages))
     near = [s for s in neighbours(graph.stages, times.slowest(graph.stages)) if admitted(model, s)]
     tried = list(dict.fromkeys([graph.stages, even, *sorted(near, key=lambda s: (times.latency(s), s))[:2]]))
-    name = "TTFT" if phase.phase == "prefill" else "TPOT"
+    name = _figure(facts, phase)
     rows = []
     for split in tried:
         busy = times.seconds(split)

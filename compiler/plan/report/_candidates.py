@@ -21,7 +21,7 @@ _WHY = {
 }
 
 
-def candidates(facts: Facts, bounds: Bounds) -> list[str]:
+def candidates(facts: Facts) -> list[str]:
     """What was considered, what was eliminated by which rule, what is left."""
     plan, work = facts.plan, facts.loaded.spec.workload
     lines = [
@@ -29,13 +29,12 @@ def candidates(facts: Facts, bounds: Bounds) -> list[str]:
         "",
         "Considered are, for each phase: every number of pipeline stages and replicas (DP) that the GPUs allow; every "
         "layout of a stage of R GPUs with R = adp * sp * tp = edp * ep * etp in whole numbers, SP in prefill only, "
-        "also on the TP group; micro-batches in powers of two, and those times the stages, up to "
-        f"{bounds.microbatches}; in prefill chunks in powers of two from {bounds.least_chunk} tokens, up to "
-        f"{bounds.trips} trips through the pipeline.",
+        f"also on the TP group; {_schedules(facts, facts.plan.bounds)}.",
         "",
     ]
     if len(plan.counts) == 2:
-        lines += ["Both phases on the same GPUs, and each on GPUs of its own, are compared.", ""]
+        alike = ", in one layout of the weights," if plan.continuous else ""
+        lines += [f"Both phases on the same GPUs{alike} and each on GPUs of its own are compared.", ""]
     pack = facts.loaded.spec.pack
     lines += pack_lines(pack)
     rows: list[Sequence[str]] = []
@@ -54,6 +53,20 @@ def candidates(facts: Facts, bounds: Bounds) -> list[str]:
         "another beats in everything.",
         "",
     ]
+
+
+def _schedules(facts: Facts, bounds: Bounds) -> str:
+    """How the work of a replica was cut in the strategies considered."""
+    chunks = (
+        f"in prefill chunks in powers of {bounds.chunk_step} from {bounds.least_chunk} tokens, up to {bounds.trips} "
+        "trips through the pipeline"
+    )
+    if facts.continuous:
+        return (
+            "requests come and go one by one: prompts enter prefill in micro-batches of powers of two; sequences "
+            f"decode in one micro-batch, as many as stages or twice as many; {chunks}"
+        )
+    return f"micro-batches in powers of two, and those times the stages, up to {bounds.microbatches}; {chunks}"
 
 
 def _eliminated(counts: PhaseCounts, pack: Pack | None) -> list[tuple[str, str, str]]:

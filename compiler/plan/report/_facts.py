@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 
 from ....passes.analysis import TransferPlan, plan_transfer
 from ....passes.analysis.communication import Traffic, analyse_communication
+from ....passes.analysis.load import mixed_assumptions
 from ....passes.analysis.memory import MemoryReport, analyse_memory, weight_bytes
 from ....passes.analysis.stage_times import prefill_seconds, server_times, step_interval
 from ....passes.analysis.transfer import send_costs
 from ....passes.analysis.unroll import node_mask
 from ....passes.validation import check_spec
-from ...build import cache_tokens, decode_context, needs_transfer, two_layouts
+from ...build import (
+    batch_items,
+    cache_tokens,
+    cached_sequences,
+    decode_context,
+    needs_transfer,
+    two_layouts,
+)
 from ...cost import Hardware, NodeCost, node_costs, resolve_hardware
 from ...cost.nodes import BOUNDS
 from ...diagnostics import Diagnostic
@@ -42,7 +50,7 @@ class PhaseFacts:
         costs: Per (block, node).
         memory: Per stage.
         traffic: Communication.
-        latency: TTFT or TPOT, seconds.
+        latency: Seconds of the phase's schedule; TTFT and TPOT where the batch is worked off as a whole.
     """
 
     strategy: StrategySpec
@@ -120,6 +128,11 @@ class Facts:
     sensitivity: Sensitivity
 
     @property
+    def continuous(self) -> bool:
+        """Whether requests come and go one by one, so that prompts enter prefill a few at a time."""
+        return self.plan.continuous
+
+    @property
     def assumptions(self) -> tuple[Assumption, ...]:
         """The plan's, and what `compile` states besides of such strategies."""
         made = [*self.plan.assumptions, *stated(self.loaded.spec.pack)]
@@ -127,6 +140,8 @@ class Facts:
             context = decode_context(self.spec)
             why = "costs use input + output / 2, the middle of the generation; memory uses input + output"
             made.append(Assumption(CONTEXT, f"{context} tokens at the costed step", why))
+        if self.continuous and self.subject is not None:
+            made += mixed_assumptions(separate=self.subject.separate)
         if self.spec.model.moe is not None:
             why = "no load given: every expert slot is equally likely"
             if self.plan.experts is not None:
@@ -153,7 +168,8 @@ def gather(plan: Plan, loaded: LoadedSpec, sensitivity: Sensitivity) -> Facts:
     graphs = {s.phase: lowered(spec, s.phase) for s in spec.strategies}
     transfer = None
     if needs_transfer(spec):
-        transfer = plan_transfer(graphs["prefill"], graphs["decode"], spec.workload.batch)
+        whole = replace(graphs["prefill"], items=batch_items(spec, "prefill"))
+        transfer = plan_transfer(whole, graphs["decode"], spec.workload.batch)
     phases = {phase: _phase(spec, phase, graphs, hardware, transfer) for phase in graphs}
     findings = check_spec(replace(loaded, spec=spec, sources={}))[1]
     return Facts(plan, loaded, hardware, subject, spec, phases, transfer, tuple(findings), sensitivity)
@@ -180,7 +196,13 @@ def _phase(
         degrees=degrees_in(spec, strategy),
         graph=graph,
         costs=costs,
-        memory=analyse_memory(graph, hardware.memory, cache_tokens(spec, phase), other_weights=other),
+        memory=analyse_memory(
+            graph,
+            hardware.memory,
+            cache_tokens(spec, phase),
+            other_weights=other,
+            cached=cached_sequences(spec, phase),
+        ),
         traffic=analyse_communication(graph, costs, hardware, sends),
         latency=prefill_seconds(graph, costs) if phase == "prefill" else step_interval(graph, costs),
     )

@@ -29,6 +29,8 @@ def loaded_experts(facts: Facts, phase: PhaseFacts) -> list[str]:
     if part is None:
         return ["The load makes no difference here: without EP every rank has a part of all experts.", ""]
     name = "TTFT" if phase.phase == "prefill" else "TPOT"
+    assert facts.subject is not None
+    usual = facts.subject.numbers.ttft_s if phase.phase == "prefill" else facts.subject.numbers.tpot_s
     lines = [
         f"Experts dealt for the load of {counted(len(found.load.layers), 'layer')} in `{Path(found.load.name).name}`: "
         f"{part.redundant} redundant, {part.after.experts.shape[2]} slots on each of {part.ranks} ranks "
@@ -38,7 +40,7 @@ def loaded_experts(facts: Facts, phase: PhaseFacts) -> list[str]:
         *_layers(part, found.load.layers),
         f"With this load, waiting in each layer for the experts of the heaviest rank: {name} "
         f"{seconds(part.latency)}, and {seconds(part.plain)} with experts in order; without the load (in all other "
-        f"sections) {seconds(phase.latency)}. Exchanges count as uniform. Few tokens of a skewed load visit fewer "
+        f"sections) {seconds(usual)}. Exchanges count as uniform. Few tokens of a skewed load visit fewer "
         "experts, whose weights are then not read, so a load can also make a step shorter.",
         "",
     ]

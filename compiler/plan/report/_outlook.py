@@ -12,14 +12,15 @@ def communication(facts: Facts) -> list[str]:
     """Collectives and messages, their bytes and links."""
     lines = ["## 8. Communication", ""]
     for phase in facts.phases.values():
-        lines += _traffic(phase)
+        lines += _traffic(phase, continuous=facts.continuous)
     if not facts.phases:
         lines += ["Nothing runs.", ""]
     return lines
 
 
-def _traffic(phase: PhaseFacts) -> list[str]:
-    unit = "the batch" if phase.phase == "prefill" else "a decode step of the batch"
+def _traffic(phase: PhaseFacts, *, continuous: bool) -> list[str]:
+    prompts = "one micro-batch of prompts" if continuous else "the batch"
+    unit = prompts if phase.phase == "prefill" else "a decode step of the batch"
     if not phase.traffic:
         return [f"{phase.phase.capitalize()}: no communication; every GPU works alone.", ""]
     total = sum(t.bytes for t in phase.traffic)
@@ -50,7 +51,7 @@ def expected(facts: Facts) -> list[str]:
         return [*lines, "None: nothing fits.", ""]
     n, work = facts.subject.numbers, facts.spec.workload
     require = work.require
-    rows = [("TTFT of the batch, no queue", seconds(n.ttft_s), _at_most(require.ttft))] if n.ttft_s is not None else []
+    rows = [(_ttft(facts), seconds(n.ttft_s), _at_most(require.ttft))] if n.ttft_s is not None else []
     if n.tpot_s is not None:
         rows.append(("TPOT", seconds(n.tpot_s), _at_most(require.tpot)))
     generated = "generated tokens/s" if n.tpot_s is not None else "prompt tokens/s"
@@ -75,13 +76,28 @@ def expected(facts: Facts) -> list[str]:
         rows.append((f"a request of {work.output} tokens, TTFT + output x TPOT", seconds(whole), "-"))
     lines += table(("figure", "expected", "required"), rows, right=("expected",))
     if n.ttft_s is not None and n.tpot_s is not None:
-        how = (
-            "Each pool works on its own batch: requests/s = batch / max(TTFT, KV transfer, output x TPOT)."
-            if facts.subject.separate
-            else "The phases take turns on the same GPUs: requests/s = batch / (TTFT + output x TPOT)."
-        )
-        lines += [how, ""]
+        lines += [_HOW[facts.continuous, facts.subject.separate], ""]
     return lines
+
+
+_HOW = {
+    (False, False): "The phases take turns on the same GPUs: requests/s = batch / (TTFT + output x TPOT).",
+    (False, True): "Each pool works on its own batch: requests/s = batch / max(TTFT, KV transfer, output x TPOT).",
+    (True, False): "Prompts enter a micro-batch at a time and take turns with decode steps, which TPOT includes: "
+    "requests/s = batch / (output x TPOT).",
+    (True, True): "Each pool is sized for itself, the slower one sets the rate: prompts/s are what prefill computes or "
+    "sends away, whichever is less; answers/s are batch / (output x TPOT).",
+}
+"""Throughput, by whether requests come one by one and whether the pools are separate."""
+
+
+def _ttft(facts: Facts) -> str:
+    """What the time to the first token is of."""
+    rate_given = facts.spec.workload.rate is not None
+    if not facts.continuous:
+        return "TTFT of the batch, with the queue at the given rate" if rate_given else "TTFT of the batch, no queue"
+    step = "" if facts.subject is not None and facts.subject.separate else " and half of a decode step"
+    return f"TTFT: a micro-batch of prompts{step}" + (", with the queue at the given rate" if rate_given else "")
 
 
 def _at_most(limit: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..space import Bounds
 from ._candidates import candidates, performance
 from ._facts import Facts
 from ._mapping import mapping
@@ -11,12 +10,11 @@ from ._selection import feasibility, selection
 from ._understanding import environment, phases
 
 
-def report_markdown(facts: Facts, bounds: Bounds | None = None) -> str:
+def report_markdown(facts: Facts) -> str:
     """The report of a plan as Markdown: the same text for the same question.
 
     Args:
         facts: See :func:`._facts.gather`.
-        bounds: Where the search of schedules stopped.
     """
     spec = facts.loaded.spec
     status = "a choice was found" if facts.plan.feasible else "nothing meets the requirements"
@@ -28,7 +26,7 @@ def report_markdown(facts: Facts, bounds: Bounds | None = None) -> str:
         "",
         *environment(facts),
         *phases(facts),
-        *candidates(facts, bounds or Bounds()),
+        *candidates(facts),
         *performance(facts),
         *selection(facts),
         *feasibility(facts),

@@ -26,8 +26,9 @@ from ...spec.calibration import (
 from ...spec.stage_law import degrees_of
 from ..layouts import Layouts
 from ..result import Deployment, Numbers, Plan
-from ..search import Progress, find_plan
+from ..search import find_plan
 from ..space import Bounds, Law
+from ..tabulate import Progress
 
 CONTEXT = "decode context"
 """Name of the assumption on how far a generation is when its step is costed."""

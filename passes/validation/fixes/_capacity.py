@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ....compiler.build import build_graph, cache_tokens, two_layouts
+from ....compiler.build import build_graph, cache_tokens, cached_sequences, two_layouts
 from ....compiler.cost import resolve_hardware
 from ....compiler.diagnostics import DiagnosticError
 from ....compiler.ir.graph import Graph
@@ -41,8 +41,8 @@ def memory_reports(spec: Spec, wanted: Iterable[Phase] = ("prefill", "decode")) 
     reports = {}
     for phase, graph in graphs.items():
         second = max(max(weight_bytes(g)) for p, g in graphs.items() if p != phase) if twice else 0.0
-        context = cache_tokens(spec, phase)
-        reports[phase] = analyse_memory(graph, hardware.memory, context, other_weights=second)
+        context, cached = cache_tokens(spec, phase), cached_sequences(spec, phase)
+        reports[phase] = analyse_memory(graph, hardware.memory, context, other_weights=second, cached=cached)
     return reports
 
 

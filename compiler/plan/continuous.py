@@ -1,0 +1,411 @@
+"""Deployments of a continuous batch: requests come and go one by one, prompts enter prefill a few at a time.
+
+On shared GPUs one layout serves both phases and they take turns: while ``share`` sequences of a replica decode, each of
+them makes room for one new prompt per ``output`` steps, so that
+
+    TPOT        = decode interval + seconds per prompt * share / output
+    TTFT        = prefill of one micro-batch of prompts + half of the decode step that runs
+    requests/s  = share / (output * TPOT), of each replica
+
+In pools of their own nobody stalls, and the slower pool sets the rate: prompts/s = 1 / seconds per prompt, or what can
+be sent; decode's share / (output * interval). `compile` says the same of a workload of ``mode mixed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cost.serving import steady_tpot, step_wait
+from ..spec.strategy import Phase
+from .frontier import grouped_band, joined, skyband
+from .joint import Options, Pairs
+from .question import Question
+from .replicas import Replicas
+from .table import PhaseTable
+from .whole_batch import LAYERS, OptionSets
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+Tables = Mapping[Phase, PhaseTable]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Columns, one entry per pair of strategies of one replica.
+
+    Attributes:
+        prefill: Number of the prefill strategy.
+        decode: Number of the decode strategy.
+        ttft: Seconds, no queue of other prompts.
+        tpot: Seconds.
+        requests: Requests per second.
+    """
+
+    prefill: Ints
+    decode: Ints
+    ttft: Floats
+    tpot: Floats
+    requests: Floats
+
+    def __len__(self) -> int:
+        return len(self.prefill)
+
+    def __getitem__(self, index: Any) -> Self:
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+def continuous_deployments(
+    question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool
+) -> tuple[Pairs, OptionSets]:
+    """Deployments that serve requests as they come; see the module's text.
+
+    Args:
+        question: What is asked.
+        replicas: What is known of strategies with replicas.
+        tables: Strategies of both phases: prefill's of one micro-batch of prompts, decode's of the sequences of a
+            replica.
+        capacity: Bytes of a GPU; infinite where nothing fits, and the smallest strategies stand in the tables.
+        strict: Leave out what misses a required latency.
+    """
+    if np.isinf(capacity):
+        parts = [_whatever_fits_least(question, tables)]
+    else:
+        parts = [
+            _shared(question, replicas, tables, capacity, strict=strict),
+            *_pools(question, replicas, tables, capacity, strict=strict),
+        ]
+    return _numbered(question, replicas, tables, parts)
+
+
+# --- shared GPUs ------------------------------------------------------------------------------------------------------
+
+
+def _shared(question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool) -> Pairs:
+    turns = _turns(question, replicas, tables, capacity, strict=strict)
+    prefill, decode = tables["prefill"], tables["decode"]
+    row, dp = _with_replicas(question, decode, turns.decode)
+    some = turns[row]
+    batch = decode.candidates.batch[some.decode] * dp
+    good, gpus = replicas.admitted(decode, some.decode, dp, batch)
+    also, others = replicas.admitted(prefill, some.prefill, dp, batch)
+    ttft = some.ttft + _queue(replicas, prefill, some.prefill, dp)
+    good &= also & _met(question, ttft, some.tpot, strict=strict) & _asked(question, batch)
+    pairs = Pairs(
+        options=np.zeros(len(row), dtype=np.int64),
+        batch=batch,
+        separate=np.zeros(len(row), dtype=bool),
+        prefill=np.stack([some.prefill, dp], axis=-1),
+        decode=np.stack([some.decode, dp], axis=-1),
+        gpus=np.maximum(gpus, others),
+        ttft=ttft,
+        tpot=some.tpot,
+        requests=some.requests * dp,
+        transfer=np.where(_moves(prefill, some.prefill), prefill.transfer[some.prefill], 0.0),
+        complexity=_complexity(replicas, tables, some.prefill, some.decode, dp),
+    )
+    return _best(pairs[good])
+
+
+def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool) -> Turns:
+    """Pairs of strategies whose weights lie alike, of one replica."""
+    prefill, decode = tables["prefill"], tables["decode"]
+    output = question.spec.workload.output
+    some_p, some_d = _simplest_first(replicas, prefill), _simplest_first(replicas, decode)
+    some_d = some_d[decode.needs.longest[some_d] <= capacity]
+    if strict:
+        ttft, tpot = question.limit("prefill"), question.limit("decode")
+        some_p = some_p[prefill.seconds[some_p] <= ttft] if ttft is not None else some_p
+        some_d = some_d[decode.seconds[some_d] <= tpot] if tpot is not None else some_d
+    share, turns = decode.candidates.batch, decode.candidates.microbatches
+    wait = np.asarray(step_wait(decode.seconds, turns))
+    lies_p, lies_d = (replicas.code(t, "weights", mine) for t, mine in ((prefill, some_p), (decode, some_d)))
+    # Which shares does a prefill strategy meet? Those of decode strategies that lie alike.
+    wide = int(share.max(initial=0)) + 1
+    places = np.unique(lies_d * wide + share[some_d])
+    p, place = joined(lies_p, places // wide)
+    met, kept = some_p[p], places[place] % wide
+    whole = kept % np.maximum(1, prefill.candidates.batch[met]) == 0
+    met, kept, place = met[whole], kept[whole], place[whole]
+    fits = _with_room(question, prefill, met, kept, capacity)
+    met, place = met[fits], place[fits]
+    band = grouped_band(place, prefill.seconds[met], prefill.each[met], LAYERS)
+    met, place = met[band], place[band]
+    spot = np.searchsorted(places, lies_d * wide + share[some_d])
+    band = grouped_band(spot, decode.seconds[some_d], wait[some_d], LAYERS)
+    some_d, spot = some_d[band], spot[band]
+    i, j = joined(place, spot)
+    p, d = met[i], some_d[j]
+    tpot_s = np.asarray(steady_tpot(decode.seconds[d], prefill.each[p], share[d], output))
+    made = Turns(p, d, prefill.seconds[p] + wait[d], tpot_s, share[d] / (output * tpot_s))
+    made = made[_met(question, made.ttft, made.tpot, strict=strict)]
+    size = _replica_size(question, decode, made.decode)
+    # With as many sequences, whoever has the smaller TPOT serves more.
+    made = made[grouped_band(size * wide + share[made.decode], made.ttft, made.tpot, LAYERS)]
+    size = _replica_size(question, decode, made.decode)
+    return made[_band(size, made.ttft, made.tpot, -made.requests)]
+
+
+def _with_room(question: Question, table: PhaseTable, mine: Ints, kept: Ints, capacity: float) -> Ints:
+    """Places of the prefill strategies that fit beside the caches of so many sequences; more sequences need more."""
+    good = np.zeros(len(mine), dtype=bool)
+    order = np.lexsort((kept, mine))
+    ends = np.flatnonzero(np.append(np.diff(mine[order]) > 0, len(mine) > 0))
+    starts = np.append(0, ends + 1)[: len(ends)]
+    number = np.repeat(np.arange(len(ends)), ends - starts + 1)
+    most, least = (_room(question, table, mine[order[at]], kept[order[at]]) <= capacity for at in (ends, starts))
+    good[order] = most[number]
+    open_ = order[(least & ~most)[number]]
+    good[open_] = _room(question, table, mine[open_], kept[open_]) <= capacity
+    return np.flatnonzero(good)
+
+
+def _room(question: Question, table: PhaseTable, mine: Ints, kept: Ints) -> Floats:
+    """Bytes of the fullest GPU in prefill while so many sequences of a replica have their caches there."""
+    if not len(mine):
+        return np.zeros(0)
+    work = question.spec.workload
+    longest = work.sequence[1] if work.sequence else None
+    some = table.candidates[mine]
+    need = table.costs.needs(some, (work.input + work.output,), longest, (kept // np.maximum(1, some.batch),))[0]
+    return np.where(_moves(table, mine), need.longest - need.total + need.with_transfer, need.longest)
+
+
+def _moves(prefill: PhaseTable, mine: Ints) -> NDArray[np.bool_]:
+    """Whether the cache moves where the weights lie alike: where prefill cuts sequences over ranks of their own."""
+    return np.asarray(prefill.costs.layouts.sp[prefill.candidates.layout[mine]] > 1)
+
+
+# --- pools of their own -----------------------------------------------------------------------------------------------
+
+
+def _pools(question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool) -> list[Pairs]:
+    """Deployments in pools of their own, by where decode's first GPU lies in its scale-up domain."""
+    prefill, decode = tables["prefill"], tables["decode"]
+    need = prefill.alone.longest - prefill.alone.total + prefill.alone.with_transfer
+    p = _simplest_first(replicas, prefill)
+    p = p[need[p] <= capacity]
+    work = question.spec.workload
+    if strict and work.require.ttft is not None:
+        p = p[prefill.seconds[p] <= work.require.ttft]
+    # The pool serves what it computes or what it can send away, whichever is less.
+    size = np.maximum(1, prefill.candidates.batch)
+    rate = 1 / np.maximum(prefill.each, prefill.transfer / size)
+    p = p[_band(_replica_size(question, prefill, p), prefill.seconds[p], -rate[p])]
+    row, dp = _with_replicas(question, prefill, p)
+    p = p[row]
+    good, gpus = replicas.admitted(prefill, p, dp, size[p] * dp)
+    ttft = prefill.seconds[p] + _queue(replicas, prefill, p, dp)
+    good &= _met(question, ttft, np.zeros(len(p)), strict=strict)
+    first = _Pool(p[good], dp[good], gpus[good], ttft[good], rate[p[good]] * dp[good])
+    first = first[_band(first.gpus, first.latency, -first.rate)]
+    domain = question.hardware.domain
+    several = bool((decode.candidates.pp > 1).any())
+    offsets = first.gpus % domain if several else np.zeros_like(first.gpus)
+    fast = _fastest(question, replicas, decode, capacity)
+    made = []
+    for offset in np.unique(offsets).tolist():
+        second = _decodes(question, replicas, decode, fast, offset, strict=strict)
+        made.append(_paired(question, replicas, tables, first[offsets == offset], second))
+    return made
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Columns, one entry per strategy of a pool with its replicas; ``rate`` in requests per second."""
+
+    strategy: Ints
+    dp: Ints
+    gpus: Ints
+    latency: Floats
+    rate: Floats
+
+    def __getitem__(self, index: Any) -> Self:
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+def _decodes(
+    question: Question, replicas: Replicas, decode: PhaseTable, d: Ints, offset: int, *, strict: bool
+) -> _Pool:
+    """Decode pools of the strategies ``d`` whose first GPU is number ``offset`` of its domain."""
+    share = decode.candidates.batch
+    interval = np.full(len(share), np.inf)
+    interval[d] = replicas.seconds_at(decode, d, offset)
+    rate = share / (question.spec.workload.output * interval)
+    d = d[_met(question, np.zeros(len(d)), interval[d], strict=strict)]
+    d = d[_band(_replica_size(question, decode, d), interval[d], -rate[d])]
+    row, dp = _with_replicas(question, decode, d)
+    d = d[row]
+    good, gpus = replicas.admitted(decode, d, dp, share[d] * dp)
+    good &= _asked(question, share[d] * dp)
+    pool = _Pool(d[good], dp[good], gpus[good], interval[d[good]], rate[d[good]] * dp[good])
+    return pool[_band(pool.gpus, pool.latency, -pool.rate)]
+
+
+def _fastest(question: Question, replicas: Replicas, decode: PhaseTable, capacity: float) -> Ints:
+    """Decode strategies that may be among the fastest with their GPUs and sequences, wherever their first GPU lies."""
+    d = _simplest_first(replicas, decode)
+    d = d[decode.alone.longest[d] <= capacity]
+    least, most = decode.seconds - decode.spread, decode.seconds + decode.spread
+    wide = int(decode.candidates.batch.max(initial=0)) + 1
+    group = _replica_size(question, decode, d) * wide + decode.candidates.batch[d]
+    order = np.lexsort((most[d], group))
+    values, start, count = np.unique(group[order], return_index=True, return_counts=True)
+    # as many as matter are surely done by then
+    enough = most[d][order][start + np.minimum(count, LAYERS) - 1]
+    return np.asarray(d[least[d] <= enough[np.searchsorted(values, group)]])
+
+
+def _paired(question: Question, replicas: Replicas, tables: Tables, first: _Pool, second: _Pool) -> Pairs:
+    prefill, decode = tables["prefill"], tables["decode"]
+    i, j = (a.reshape(-1) for a in np.meshgrid(np.arange(len(first.gpus)), np.arange(len(second.gpus)), indexing="ij"))
+    fits = first.gpus[i] + second.gpus[j] <= question.gpus
+    p, d = first[i[fits]], second[j[fits]]
+    batch = decode.candidates.batch[d.strategy] * d.dp
+    # The batch is dealt to prefill's replicas in steps of its size: the strategy must come out as it was costed.
+    size, held = prefill.candidates.batch[p.strategy], -(-batch // p.dp)
+    whole = -(-held // np.maximum(1, -(-held // size))) == size
+    p, d, batch = p[whole], d[whole], batch[whole]
+    pairs = Pairs(
+        options=np.zeros(len(batch), dtype=np.int64),
+        batch=batch,
+        separate=np.ones(len(batch), dtype=bool),
+        prefill=np.stack([p.strategy, p.dp], axis=-1),
+        decode=np.stack([d.strategy, d.dp], axis=-1),
+        gpus=p.gpus + d.gpus,
+        ttft=p.latency,
+        tpot=d.latency,
+        requests=np.minimum(p.rate, d.rate),
+        transfer=prefill.transfer[p.strategy],
+        complexity=_complexity(replicas, tables, p.strategy, d.strategy, p.dp * d.dp) + 1,
+    )
+    return _best(pairs)
+
+
+# --- what both share --------------------------------------------------------------------------------------------------
+
+
+def _simplest_first(replicas: Replicas, table: PhaseTable) -> Ints:
+    """All strategies; of several that cost the same, the first is taken."""
+    return np.argsort(replicas.complexity(table), kind="stable")
+
+
+def _met(question: Question, ttft: Floats, tpot: Floats, *, strict: bool) -> NDArray[np.bool_]:
+    """What meets the required latencies; everything where they are not asked for."""
+    good = np.ones(len(ttft), dtype=bool)
+    for phase, value in (("prefill", ttft), ("decode", tpot)):
+        limit = question.limit(phase)  # type: ignore[arg-type]
+        if strict and limit is not None:
+            good &= value <= limit
+    return good
+
+
+def _asked(question: Question, batch: Ints) -> NDArray[np.bool_]:
+    """Which batches are the file's, where it gives one."""
+    given = question.spec.workload.batch
+    return np.ones(len(batch), dtype=bool) if given is None else np.asarray(batch == given)
+
+
+def _queue(replicas: Replicas, prefill: PhaseTable, mine: Ints, dp: Ints) -> Floats:
+    """Seconds that a prompt waits for others at the required rate."""
+    return replicas.first_token(prefill, mine, dp) - prefill.seconds[mine]
+
+
+def _replica_size(question: Question, table: PhaseTable, mine: Ints) -> Ints:
+    """What strategies may be compared within: GPUs of a replica; where another law counts them, the very layout."""
+    some = table.candidates[mine]
+    if question.spec.pack is None and question.law.counts_ranks:
+        return np.asarray(some.pp * table.costs.layouts.ranks[some.layout])
+    return np.asarray(some.layout * (question.gpus + 1) + some.pp)
+
+
+def _with_replicas(question: Question, table: PhaseTable, mine: Ints) -> tuple[Ints, Ints]:
+    """(row, replicas): each of ``mine`` with every number of replicas that the GPUs hold."""
+    some = table.candidates[mine]
+    most = np.maximum(1, question.gpus // (some.pp * table.costs.layouts.ranks[some.layout]))
+    row = np.repeat(np.arange(len(mine)), most)
+    start = np.cumsum(most) - most
+    return row, np.arange(len(row)) - start[row] + 1
+
+
+def _band(group: Ints, *columns: Floats) -> Ints:
+    """What few others of the group beat in everything; smaller is better."""
+    if len(columns) == 2:
+        return grouped_band(group, *columns, LAYERS)
+    found = []
+    for number in np.unique(group):
+        mine = np.flatnonzero(group == number)
+        found.append(mine[skyband(np.stack([c[mine] for c in columns]), LAYERS)])
+    return np.sort(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+
+
+def _best(pairs: Pairs) -> Pairs:
+    """What few deployments of as many GPUs beat in everything; of equal ones the simplest."""
+    pairs = pairs[np.argsort(pairs.complexity, kind="stable")]
+    return pairs[_band(pairs.gpus, pairs.ttft, pairs.tpot, -pairs.requests)]
+
+
+def _complexity(replicas: Replicas, tables: Tables, p: Ints, d: Ints, dp: Ints) -> Ints:
+    own = replicas.complexity(tables["prefill"])[p] + replicas.complexity(tables["decode"])[d]
+    return np.asarray(own + (dp > 1))
+
+
+def _whatever_fits_least(question: Question, tables: Tables) -> Pairs:
+    """The strategies that need least memory, where nothing fits."""
+    prefill, decode = tables["prefill"], tables["decode"]
+    one = np.array([[0, 1]])
+    share = decode.candidates.batch[:1]
+    tpot = np.asarray(steady_tpot(decode.seconds[:1], prefill.each[:1], share, question.spec.workload.output))
+    gpus = [t.candidates.pp[:1] * t.costs.layouts.ranks[t.candidates.layout[:1]] for t in (prefill, decode)]
+    return Pairs(
+        options=np.zeros(1, dtype=np.int64),
+        batch=share,
+        separate=np.zeros(1, dtype=bool),
+        prefill=one,
+        decode=one,
+        gpus=np.maximum(*gpus),
+        ttft=prefill.seconds[:1] + np.asarray(step_wait(decode.seconds[:1], decode.candidates.microbatches[:1])),
+        tpot=tpot,
+        requests=share / (question.spec.workload.output * tpot),
+        transfer=np.zeros(1),
+        complexity=np.zeros(1, dtype=np.int64),
+    )
+
+
+def _numbered(
+    question: Question, replicas: Replicas, tables: Tables, parts: Sequence[Pairs]
+) -> tuple[Pairs, OptionSets]:
+    """The deployments with their strategies as options, each strategy with its replicas once."""
+    pairs = Pairs.joined(parts)
+    chosen: dict[tuple[Phase, bool], Options] = {}
+    columns: dict[Phase, Ints] = {p: np.full(len(pairs), -1) for p in ("prefill", "decode")}
+    for separate in (False, True):
+        mine = np.flatnonzero(pairs.separate == separate)
+        for phase in columns:
+            rows, which = np.unique(getattr(pairs, phase)[mine].reshape(-1, 2), axis=0, return_inverse=True)
+            columns[phase][mine] = which.reshape(-1)
+            chosen[phase, separate] = _as_options(replicas, tables[phase], rows[:, 0], rows[:, 1], separate=separate)
+    return replace(pairs, prefill=columns["prefill"], decode=columns["decode"]), [chosen]
+
+
+def _as_options(replicas: Replicas, table: PhaseTable, mine: Ints, dp: Ints, *, separate: bool) -> Options:
+    needs = (table.alone if separate else table.needs)[mine]
+    gpus = replicas.admitted(table, mine, dp, table.candidates.batch[mine] * dp)[1]
+    return Options(
+        strategy=mine,
+        dp=dp,
+        gpus=gpus,
+        weights_code=replicas.code(table, "weights", mine, dp),
+        cache_code=replicas.code(table, "cache", mine, dp),
+        latency=table.seconds[mine],
+        need=needs.longest,
+        moving=needs.longest - needs.total + needs.with_transfer,
+        weights=needs.weights,
+        transfer=table.transfer[mine],
+        complexity=replicas.complexity(table)[mine],
+    )

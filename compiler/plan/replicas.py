@@ -1,0 +1,102 @@
+"""Strategies with their replicas: GPUs, what a pack refuses of them, and which of them lie alike in both phases."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cost.serving import arrival_wait
+from .packs import counted_gpus, refused_replicas
+from .question import Question
+from .table import PhaseTable, complexity
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Replicas:
+    """What a search knows of its tables' strategies beyond one replica of each.
+
+    Args:
+        question: What is asked.
+    """
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self._layouts: dict[tuple[str | int, ...], int] = {}
+        self._numbered: dict[tuple[int, str], tuple[PhaseTable, Ints]] = {}
+        self._complexities: dict[int, tuple[PhaseTable, Ints]] = {}
+
+    def admitted(self, table: PhaseTable, mine: Ints, dp: Ints, batch: Ints) -> tuple[NDArray[np.bool_], Ints]:
+        """Which replicas law and pack admit, and the GPUs of all.
+
+        Args:
+            table: The strategies.
+            mine: Numbers of strategies.
+            dp: Replicas of each.
+            batch: Sequences in flight over all replicas, of each.
+        """
+        q, phase, some = self.question, table.phase, table.candidates[mine]
+        here = table.costs.layouts[some.layout]
+        if q.spec.pack is not None and q.spec.pack.law.gpus is not None:
+            gpus = counted_gpus(q.spec, phase, here, pp=some.pp, dp=dp)
+        else:
+            gpus = q.law.gpus(dp, some.pp, here)
+        good = np.asarray(gpus <= q.gpus)
+        columns = {"pp": some.pp, "microbatches": some.microbatches, "chunk": some.chunk}
+        for refused in refused_replicas(q.spec, phase, here, **columns, dp=dp, batch=batch).values():
+            good &= ~refused
+        return good, gpus
+
+    def complexity(self, table: PhaseTable) -> Ints:
+        """Of all strategies of a phase; see :func:`.table.complexity`."""
+        known = self._complexities.get(id(table))
+        if known is None:
+            known = self._complexities[id(table)] = table, complexity(table.candidates, table.costs.layouts)
+        return known[1]
+
+    def code(self, table: PhaseTable, kind: str, mine: Ints, dp: Ints | int = 0) -> Ints:
+        """One number per combination of replicas, stages and layout, the same in both phases where it lies alike.
+
+        Args:
+            table: The strategies.
+            kind: ``weights`` or ``cache``: what has to lie alike.
+            mine: Numbers of strategies.
+            dp: Replicas of each.
+        """
+        wide, some = self.question.gpus + 1, table.candidates[mine]
+        return np.asarray((self._numbers(table, kind)[some.layout] * wide + dp) * wide + some.pp)
+
+    def _numbers(self, table: PhaseTable, kind: str) -> Ints:
+        """A number of each layout. How SP and attention DP share the ranks between them moves no weights."""
+        key = (id(table.costs), kind)
+        if key not in self._numbered:
+            own = table.costs.layouts
+            if kind == "weights":
+                usual = own.nesting(table.costs.model)[0].astype(np.int64)
+                columns = [own.ranks, own.tp, own.ep, own.etp, usual]
+            else:
+                columns = [own.adp, own.sp, own.tp]
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            numbers = [self._layouts.setdefault((kind, *row), len(self._layouts)) for row in rows]
+            self._numbered[key] = table, np.array(numbers, dtype=np.int64)
+        return self._numbered[key][1]
+
+    def first_token(self, table: PhaseTable, mine: Ints, dp: Ints) -> Floats:
+        """Seconds to the first token, with the wait of arrivals at the required rate where a queue has an end."""
+        rate = self.question.spec.workload.rate
+        if rate is None or table.phase == "decode":
+            return table.seconds[mine]
+        wait = np.asarray(arrival_wait(table.each[mine], rate / dp))
+        return np.asarray(table.seconds[mine] + np.where(np.isfinite(wait), wait, 0.0))
+
+    def seconds_at(self, table: PhaseTable, mine: Ints, offset: int) -> Floats:
+        """Latency of strategies of a phase whose first GPU is number ``offset`` of its domain.
+
+        Only what the stages of a pipeline send depends on it.
+        """
+        found = table.seconds[mine]
+        staged = np.flatnonzero(table.candidates.pp[mine] > 1) if offset else mine[:0]
+        if len(staged):
+            found[staged] = table.costs.seconds(table.candidates[mine[staged]], offset)[0]
+        return found

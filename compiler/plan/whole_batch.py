@@ -1,0 +1,122 @@
+"""Deployments that work a batch off: all of it is prefilled, then all of it decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..spec.strategy import Phase
+from .joint import Options, Pairs, separate_pairs, shared_pairs, single_phase
+from .question import Question
+from .replicas import Replicas
+from .table import PhaseTable
+
+Ints = NDArray[np.int64]
+
+LAYERS = 2
+"""Strategies that more than so many others beat in everything are left out of deployments: enough for the two best."""
+
+OptionSets = list[dict[tuple[Phase, bool], Options]]
+"""Per batch, the options by phase and whether pools are separate."""
+
+
+def batch_deployments(
+    question: Question, replicas: Replicas, tables: Mapping[Phase, PhaseTable], capacity: float, *, strict: bool
+) -> tuple[Pairs, OptionSets]:
+    """Deployments of all batches; ``options`` of the pairs numbers the option sets.
+
+    Args:
+        question: What is asked.
+        replicas: What is known of strategies with replicas.
+        tables: Strategies of the phases.
+        capacity: Bytes of a GPU.
+        strict: Leave out strategies that alone miss a required latency.
+    """
+    found: list[Pairs] = []
+    sets: OptionSets = []
+    output = question.spec.workload.output
+    for number, batch in enumerate(question.batches):
+        mine = {
+            (p, s): _options(question, replicas, t, batch, separate=s, strict=strict)
+            for p, t in tables.items()
+            for s in (False, True)
+        }
+        sets.append(mine)
+        if len(question.phases) == 1:
+            phase = question.phases[0]
+            made = [single_phase(batch, mine[phase, False], phase, output, capacity, LAYERS)]
+        else:
+            made = [
+                shared_pairs(batch, output, mine["prefill", False], mine["decode", False], capacity, LAYERS),
+                *_separate(question, replicas, tables["decode"], batch, mine["prefill", True], mine["decode", True],
+                           capacity),
+            ]  # fmt: skip
+        found += [replace(p, options=np.full(len(p), number)) for p in made]
+    return Pairs.joined(found), sets
+
+
+def _options(
+    question: Question, replicas: Replicas, table: PhaseTable, batch: int, *, separate: bool, strict: bool
+) -> Options:
+    """Strategies of a phase with the replicas that share a batch; ``strict`` leaves out what is too slow."""
+    share = table.candidates.batch
+    # the fewest replicas whose fullest has that many sequences
+    dp = -(-batch // share)
+    mine = np.flatnonzero((dp <= batch) & (-(-batch // dp) == share))
+    dp = dp[mine]
+    good, gpus = replicas.admitted(table, mine, dp, np.full(len(mine), batch))
+    latency = replicas.first_token(table, mine, dp)
+    limit = question.limit(table.phase) if strict else None
+    if limit is not None:
+        good &= latency <= limit
+    # Of strategies that cost the same, the simplest comes first.
+    several = replicas.complexity(table)[mine] + (dp > 1)
+    order = np.flatnonzero(good)
+    order = order[np.argsort(several[order], kind="stable")]
+    dp, gpus, mine, several = (column[order] for column in (dp, gpus, mine, several))
+    latency = latency[order]
+    needs = (table.alone if separate else table.needs)[mine]
+    moving = needs.longest - needs.total + needs.with_transfer
+    # Decode never has SP: where prefill has ranks of its own for it, the cache moves.
+    moves = table.costs.layouts.sp[table.candidates.layout[mine]] > 1
+    return Options(
+        strategy=mine,
+        dp=dp,
+        gpus=gpus,
+        weights_code=replicas.code(table, "weights", mine, dp),
+        cache_code=replicas.code(table, "cache", mine, dp),
+        latency=latency,
+        need=np.where(moves, moving, needs.longest) if len(question.phases) == 2 else needs.longest,
+        moving=moving,
+        weights=needs.weights,
+        transfer=table.transfer[mine],
+        complexity=several,
+    )
+
+
+def _separate(
+    question: Question,
+    replicas: Replicas,
+    table: PhaseTable,
+    batch: int,
+    prefill: Options,
+    decode: Options,
+    capacity: float,
+) -> list[Pairs]:
+    """Deployments with pools of their own, by where decode's first GPU lies in its scale-up domain.
+
+    What a pipeline sends between stages may cross domains or not, depending on that.
+    """
+    output, domain = question.spec.workload.output, question.hardware.domain
+    pipelined = np.flatnonzero(table.candidates.pp[decode.strategy] > 1)
+    offsets = prefill.gpus % domain if len(pipelined) else np.zeros_like(prefill.gpus)
+    made = []
+    for offset in np.unique(offsets).tolist():
+        mine = np.flatnonzero(offsets == offset)
+        moved = replace(decode, latency=replicas.seconds_at(table, decode.strategy, offset))
+        pairs = separate_pairs(batch, output, prefill[mine], moved, capacity, question.gpus, LAYERS)
+        made.append(replace(pairs, prefill=mine[pairs.prefill]))
+    return made
