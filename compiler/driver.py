@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..grammar import load_file, load_text
+from ..grammar.expert_load import load_expert_load
 from ..passes.analysis import PhaseAnalysis, TransferPlan, analyse_phase, plan_transfer
 from ..passes.analysis.load import mixed_assumptions, under_load
 from ..passes.analysis.memory import weight_bytes
@@ -33,6 +34,7 @@ from .diagnostics import Diagnostic, DiagnosticError, Fix, Outcome
 from .ir.graph import LEVELS, Graph, Phase
 from .knowledge.pack import load_pack
 from .spec import Assumption, LoadedSpec, Pack, Spec
+from .spec.expert_load import ExpertLoad
 from .spec.inheritance import Library
 from .spec.pack import graded
 from .spec.pack_law import stated
@@ -193,6 +195,7 @@ def plan(
     bounds: Bounds | None = None,
     progress: Progress | None = None,
     knowledge: Knowledge | None = None,
+    expert_load: str | Path | ExpertLoad | None = None,
 ) -> Plan:
     """The best strategies for a deployment condition; see :func:`paradag.compiler.plan.find_plan`.
 
@@ -205,16 +208,23 @@ def plan(
         bounds: Where the search of schedules stops.
         progress: Told what is being done.
         knowledge: A knowledge pack.
+        expert_load: Measured load of the experts, or the path of its file (docs/plan.md).
 
     Raises:
-        DiagnosticError: the input does not load, or lacks a figure.
+        DiagnosticError: the input or the expert load does not load, or lacks a figure.
     """
     from .plan import find_plan
+    from .plan.experts import with_load
 
     told = progress or (lambda what: None)
-    return find_plan(
-        load(source, knowledge=knowledge), objective, top=top, max_gpus=max_gpus, law=law, bounds=bounds, progress=told
-    )
+    loaded = load(source, knowledge=knowledge)
+    if isinstance(expert_load, (str, Path)):
+        expert_load = load_expert_load(Path(expert_load), loaded.spec.model)
+    plan = find_plan(loaded, objective, top=top, max_gpus=max_gpus, law=law, bounds=bounds, progress=told)
+    if expert_load is None:
+        return plan
+    told("experts to ranks")
+    return with_load(plan, loaded.spec, expert_load)
 
 
 def _with_proposals(diagnostics: tuple[Diagnostic, ...], fixed: Fixed) -> tuple[Diagnostic, ...]:

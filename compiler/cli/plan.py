@@ -56,6 +56,15 @@ def plan_command(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, max=4096, help="Most workers; default the cores.", metavar="N")
     ] = None,
+    expert_load: Annotated[
+        Path | None,
+        typer.Option(
+            "--expert-load",
+            help="Measured load of the experts, CSV (layer,expert,load) or JSON: experts are replicated and dealt to "
+            "ranks for it. For one FILE.",
+            metavar="LOAD",
+        ),
+    ] = None,
     knowledge: KnowledgeOption = None,
 ) -> None:
     """Find the best parallel strategies of prefill and decode for a model, a cluster and a workload.
@@ -66,6 +75,8 @@ def plan_command(
     """
     options: dict[str, Any] = {"objective": objective.value if objective else None, "top": top, "max_gpus": max_gpus}
     if len(files) > 1 or files[0].is_dir() or executor is Where.RAY:
+        if expert_load is not None:
+            raise typer.BadParameter("a load is that of one model: give one FILE, planned here")
         run_sweep(files, save_path, options, executor, workers, knowledge)
     with reporting(OutputFormat.TEXT):
         from ..driver import load
@@ -74,7 +85,7 @@ def plan_command(
         loaded = load(files[0], knowledge=knowledge)
         report((d for d in loaded.diagnostics if d.severity is Severity.WARNING), OutputFormat.TEXT, loaded.texts)
         with _progress() as told:
-            plan, contents = planned(loaded, options, told)
+            plan, contents = planned(loaded, {**options, "expert_load": expert_load}, told)
         paths = write_files(contents, save_path)
     typer.echo(json.dumps({"save_path": [str(p) for p in paths]}))
     if not plan.complete:
@@ -94,7 +105,7 @@ def planned(
     from ..plan.write import plan_files
 
     plan = find(loaded, **options, progress=progress)
-    bounds = {name: value for name, value in options.items() if name != "objective"}
+    bounds = {name: value for name, value in options.items() if name not in ("objective", "expert_load")}
     return plan, plan_files(plan, loaded, **bounds, progress=progress)
 
 

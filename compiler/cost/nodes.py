@@ -176,14 +176,41 @@ def _kernel(
     if rule.cost_class is CostClass.ATTENTION:
         return _attention(work, phase, moved, hardware)
     if rule.cost_class is CostClass.GROUPED_GEMM:
-        weight = next(p.type for p in work.node.params if p.name == "gate")
-        return experts_time(
-            expert_load(work, hardware.skew), work.param("gate")["hidden"], work.param("gate")["expert_ffn"],
-            lookup_dtype(weight.dtype).bytes,
-            peak=hardware.peaks[dtype], bandwidth=hardware.bandwidth, units=hardware.units,
-            parameters=hardware.calibration.experts(hardware.variant(dtype)),
-        )  # fmt: skip
+        return _experts(work, expert_load(work, hardware.skew), dtype, hardware)
     return streaming_time(moved, bandwidth=hardware.bandwidth, parameters=hardware.calibration.streaming)
+
+
+def _experts(work: Work, load: Load, dtype: str, hardware: Hardware) -> Terms:
+    weight = next(p.type for p in work.node.params if p.name == "gate")
+    return experts_time(
+        load, work.param("gate")["hidden"], work.param("gate")["expert_ffn"], lookup_dtype(weight.dtype).bytes,
+        peak=hardware.peaks[dtype], bandwidth=hardware.bandwidth, units=hardware.units,
+        parameters=hardware.calibration.experts(hardware.variant(dtype)),
+    )  # fmt: skip
+
+
+def loaded_seconds(graph: Graph, block: Block, node: Node, hardware: Hardware, load: Load) -> Number:
+    """Seconds of an expert node under a load of its own instead of the uniform one.
+
+    Args:
+        graph: A lowered graph.
+        block: The node's block.
+        node: An expert node.
+        hardware: The GPU.
+        load: Rows of the rank's slots.
+    """
+    work = node_work(graph, block, node, {})
+    dtype = compute_dtype(operator(node), node)
+    gate = work.param("gate")
+    weights, rows, hit = 3 * gate["hidden"] * gate["expert_ffn"], load.total, load.experts.sum(axis=-1)
+    bytes_of = lookup_dtype(next(p.type.dtype for p in node.params if p.name == "gate")).bytes
+    moved = hit * weights * bytes_of + rows * 2 * gate["hidden"] * lookup_dtype(ACTIVATION_DTYPE).bytes
+    return _stated(_experts(work, load, dtype, hardware), dtype, 2 * rows * weights, moved, hardware).time
+
+
+def routed_tokens(graph: Graph, block: Block, node: Node, extents: Mapping[str, Number]) -> Number:
+    """Tokens whose rows reach the group of a rank with an expert node."""
+    return _tokens(node_work(graph, block, node, extents))
 
 
 def local_weights(work: Work) -> Number:
@@ -238,15 +265,21 @@ def expert_load(work: Work, skew: float) -> Load:
     """Rows of the local slots of an expert node: uniform, or on the rank that holds the heaviest slot."""
     routed = work.input_types[0]
     slots = routed.dims[routed.index("slot")].size
+    rows, tokens = work.input(0), _tokens(work)
+    top_k = routed.density * slots  # type: ignore[operator]
+    if skew:
+        return skewed_load(tokens, top_k, slots, rows["slot"], skew)
+    return uniform_load(tokens, top_k, slots, rows["slot"])
+
+
+def _tokens(work: Work) -> Number:
+    """Tokens of the group whose rows an expert node gets."""
     rows = work.input(0)
     tokens: Number = rows["rows"]
     for dim, size in rows.items():
         if dim.startswith(GROUP):
             tokens = tokens * size
-    top_k = routed.density * slots  # type: ignore[operator]
-    if skew:
-        return skewed_load(tokens, top_k, slots, rows["slot"], skew)
-    return uniform_load(tokens, top_k, slots, rows["slot"])
+    return tokens
 
 
 def _collective(work: Work, hardware: Hardware) -> _Figures:

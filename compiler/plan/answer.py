@@ -69,14 +69,14 @@ def answer(
     chosen = top[0] if len(feasible) else None
     return Plan(
         objective=question.objective,
-        spec=_chosen_spec(question, chosen),
+        spec=chosen_spec(question.spec, chosen, continuous=question.continuous),
         chosen=chosen,
         top=top,
         pareto=tuple(writer.deployment(int(i)) for i in front),
         counts={phase: table.counts for phase, table in (counts or tables).items()},
         pairs=len(pairs),
         tables={phase: _columns(table) for phase, table in tables.items()},
-        runner_up=_distance(question, top) if chosen else None,
+        runner_up=distance(question, top) if chosen else None,
         assumptions=tuple(question.assumptions),
         seconds=time.perf_counter() - question.began,
         bounds=question.bounds,
@@ -244,16 +244,22 @@ def strategy_spec(
     return settled(spec, strategy)
 
 
-def _chosen_spec(question: Question, chosen: Deployment | None) -> Spec:
-    spec = question.spec
-    work = spec.workload.model_copy(update={"mode": "mixed"} if question.continuous else {})
+def chosen_spec(spec: Spec, chosen: Deployment | None, *, continuous: bool) -> Spec:
+    """The request with a deployment's strategies and batch; without any where there is none.
+
+    Args:
+        spec: The request.
+        chosen: The deployment.
+        continuous: Whether requests come and go one by one.
+    """
+    work = spec.workload.model_copy(update={"mode": "mixed"} if continuous else {})
     if chosen is None:
         return spec.model_copy(update={"strategies": (), "workload": work})
     work = work.model_copy(update={"batch": chosen.numbers.batch})
     return spec.model_copy(update={"strategies": chosen.strategies, "workload": work})
 
 
-def _distance(question: Question, top: Sequence[Deployment]) -> float | None:
+def distance(question: Question, top: Sequence[Deployment]) -> float | None:
     """How much worse the next best is in the figure that the objective looks at first; by tokens/s where that ties."""
     if len(top) < 2:
         return None

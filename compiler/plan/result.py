@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
 from ..spec import Assumption, Spec, StrategySpec
 from ..spec.strategy import Phase
 from .space import Bounds
+
+if TYPE_CHECKING:
+    from .experts import ExpertPlan
 
 Objective = Literal["latency", "throughput", "balanced"]
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "balanced")
@@ -130,6 +133,7 @@ class Plan:
         seconds: Wall time of the search.
         bounds: Where the search of schedules stopped.
         complete: False where the search was interrupted: the best so far.
+        experts: The choice's experts under a measured load, where one was given.
     """
 
     objective: Objective
@@ -145,6 +149,7 @@ class Plan:
     seconds: float
     bounds: Bounds
     complete: bool = True
+    experts: ExpertPlan | None = None
 
     @property
     def continuous(self) -> bool:

@@ -10,6 +10,7 @@ from ..spec.strategy import Phase
 from .answer import answer
 from .continuous import continuous_deployments
 from .joint import Pairs
+from .placement import placed
 from .question import Question
 from .replicas import Replicas
 from .result import Objective, Plan
@@ -71,7 +72,7 @@ def find_plan(
         nearest = tabulator.nearest(tables)
         pairs, options = _deployments(question, replicas, nearest, tabulator.capacity, strict=False)
         return answer(question, replicas, nearest, pairs, options, complete=complete, counts=tables)
-    return answer(question, replicas, tables, pairs, options, complete=complete)
+    return placed(answer(question, replicas, tables, pairs, options, complete=complete), question)
 
 
 def _deployments(

@@ -11,11 +11,13 @@ from ..diagnostics import Diagnostic, DiagnosticError
 from ..emit import replacing
 from ..spec import LoadedSpec, Spec
 from ..spec.strategy import Phase
+from .experts import as_searched
 from .report import (
     PLOT,
     Sensitivity,
     analyse_sensitivity,
     document_text,
+    expert_document,
     gather,
     pareto_svg,
     report_markdown,
@@ -28,8 +30,14 @@ from .tabulate import Progress
 REPORT = "parallel_strategy.md"
 """Name of the report's file."""
 
-STRATEGY_FILES = tuple(f"{phase}{kind}" for phase in ("prefill", "decode") for kind in ("_strategy.json", ".strat"))
-"""Names of the strategies' files; a plan without a choice, or of one phase, has not all of them."""
+EXPERTS = "expert_placement.json"
+"""Name of the file with the experts of each rank, where a load was given."""
+
+STRATEGY_FILES = (
+    *(f"{phase}{kind}" for phase in ("prefill", "decode") for kind in ("_strategy.json", ".strat")),
+    EXPERTS,
+)
+"""Names of the files that tell the choice; a plan without a choice, or of one phase, has not all of them."""
 
 
 def plan_files(
@@ -66,7 +74,9 @@ def plan_files(
     told = progress or (lambda what: None)
     moved = Sensitivity()
     if sensitivity:
-        moved = analyse_sensitivity(plan, loaded, top=top, max_gpus=max_gpus, law=law, bounds=bounds, progress=told)
+        moved = analyse_sensitivity(
+            as_searched(plan), loaded, top=top, max_gpus=max_gpus, law=law, bounds=bounds, progress=told
+        )
     told("writing")
     facts = gather(plan, loaded, moved)
     if plan.chosen is not None and facts.errors:
@@ -77,6 +87,8 @@ def plan_files(
             phase = strategy.phase
             files[f"{phase}_strategy.json"] = document_text(strategy_document(facts, phase))
             files[f"{phase}.strat"] = print_spec(phase_spec(facts.spec, phase)).encode()
+    if plan.experts is not None and plan.experts.phases:
+        files[EXPERTS] = document_text(expert_document(facts), indent=False)
     return {**files, PLOT: pareto_svg(plan)}
 
 

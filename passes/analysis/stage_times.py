@@ -45,13 +45,32 @@ def prefill_seconds(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> 
     return float(pipeline_makespan(server_times(graph, costs)[0]))
 
 
+def phase_servers(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:
+    """[items, servers] seconds that the latency of the graph's phase comes from."""
+    return server_times(graph, costs)[0] if graph.phase == "prefill" else step_servers(graph, costs)
+
+
+def phase_latency(graph: Graph, times: Floats) -> float:
+    """TTFT or TPOT from what :func:`phase_servers` gives."""
+    return float(pipeline_makespan(times)) if graph.phase == "prefill" else servers_interval(graph, times)
+
+
+def busiest_each(graph: Graph, times: Floats) -> float:
+    """Seconds per sequence of the busiest stage or send, from what :func:`phase_servers` gives."""
+    return float(times.sum(axis=0).max()) / sum(item.batch for item in graph.items if item.first)
+
+
 def step_interval(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> float:
     """Closed form of the steady decode interval (TPOT) at the context of the first step.
 
     With micro-batches of unequal size the slowest server's round is the sum over them, and the longest trip is the
     fullest micro-batch's; the token return counts in every step.
     """
-    times = step_servers(graph, costs)
+    return servers_interval(graph, step_servers(graph, costs))
+
+
+def servers_interval(graph: Graph, times: Floats) -> float:
+    """The same from [items, servers] seconds of a step."""
     if len({(i.batch, i.new, i.past) for i in graph.items}) == 1:
         return float(decode_interval(times[0], len(graph.items)))
     return float(max(times.sum(axis=1).max(), times.sum(axis=0).max()))

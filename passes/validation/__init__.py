@@ -2,7 +2,7 @@
 
 from ._graph_rules import GRAPH_RULES
 from ._shape_rules import BLOCK_BOTH_WAYS, MAX_RING
-from ._stages import balanced, stage_layers
+from ._stages import balanced, heaviest, stage_layers
 from ._work_rules import MAX_ITEMS
 from .erasure import erase
 from .flat import FLAT_RULES, check_flat, check_transfers
@@ -23,6 +23,7 @@ __all__ = [
     "check_spec",
     "check_transfers",
     "erase",
+    "heaviest",
     "repair",
     "stage_layers",
     "verify",

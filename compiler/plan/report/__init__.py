@@ -3,6 +3,7 @@
 from ._candidates import PLOT
 from ._facts import Facts, gather
 from ._selection import choice_lines
+from .expert_schema import ExpertDocument, expert_document, expert_schema
 from .markdown import report_markdown
 from .pareto import pareto_svg
 from .schema import StrategyDocument, document_text, strategy_document, strategy_schema
@@ -10,12 +11,15 @@ from .sensitivity import Sensitivity, analyse_sensitivity
 
 __all__ = [
     "PLOT",
+    "ExpertDocument",
     "Facts",
     "Sensitivity",
     "StrategyDocument",
     "analyse_sensitivity",
     "choice_lines",
     "document_text",
+    "expert_document",
+    "expert_schema",
     "gather",
     "pareto_svg",
     "report_markdown",

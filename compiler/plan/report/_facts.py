@@ -15,11 +15,9 @@ from ....passes.analysis.memory import MemoryReport, analyse_memory, weight_byte
 from ....passes.analysis.stage_times import prefill_seconds, server_times, step_interval
 from ....passes.analysis.transfer import send_costs
 from ....passes.analysis.unroll import node_mask
-from ....passes.lowering.sequence import lower_at_once
-from ....passes.validation import check_spec, stage_layers
+from ....passes.validation import check_spec
 from ...build import (
     batch_items,
-    build_graph,
     cache_tokens,
     cached_sequences,
     decode_context,
@@ -34,6 +32,7 @@ from ...spec import Assumption, LoadedSpec, Spec, StrategySpec
 from ...spec.pack_law import degrees_in, stated
 from ...spec.stage_law import Degrees
 from ...spec.strategy import Phase
+from ..lowered import lowered
 from ..result import Deployment, Plan
 from .sensitivity import CONTEXT, Sensitivity
 
@@ -144,7 +143,10 @@ class Facts:
         if self.continuous and self.subject is not None:
             made += mixed_assumptions(separate=self.subject.separate)
         if self.spec.model.moe is not None:
-            made.append(Assumption("expert load", "uniform", "no load given: every expert slot is equally likely"))
+            why = "no load given: every expert slot is equally likely"
+            if self.plan.experts is not None:
+                why = "in every figure but those that section 7 states for the given load"
+            made.append(Assumption("expert load", "uniform", why))
         known: dict[str, Assumption] = {}
         for assumption in made:
             known.setdefault(assumption.name, assumption)
@@ -171,11 +173,6 @@ def gather(plan: Plan, loaded: LoadedSpec, sensitivity: Sensitivity) -> Facts:
     phases = {phase: _phase(spec, phase, graphs, hardware, transfer) for phase in graphs}
     findings = check_spec(replace(loaded, spec=spec, sources={}))[1]
     return Facts(plan, loaded, hardware, subject, spec, phases, transfer, tuple(findings), sensitivity)
-
-
-def lowered(spec: Spec, phase: Phase) -> Graph:
-    """The lowered graph of a phase."""
-    return lower_at_once(build_graph(spec, phase, "plan"), stage_layers(spec, phase))
 
 
 def model_bytes(spec: Spec) -> float:

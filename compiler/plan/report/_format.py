@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 from ...spec import ChainTerm, StrategySpec
@@ -63,6 +63,11 @@ def folded(numbers: Iterable[int]) -> str:
     return ", ".join(parts) or "none"
 
 
+def gpus_text(numbers: Collection[int]) -> str:
+    """GPU numbers as ranges, with the noun."""
+    return f"GPU{'' if len(numbers) == 1 else 's'} {folded(numbers)}"
+
+
 def _run(numbers: Sequence[int]) -> int:
     """How many numbers from the first on are equally far apart; two alone are a range only if they are neighbours."""
     count = 1
@@ -92,6 +97,7 @@ def _term(term: ChainTerm) -> str:
         return f"{term.name} {term.kind}"
     options = [f"etp {term.etp}"] if term.etp else []
     options += [f"redundant {term.redundant}"] if term.redundant else []
+    options += [f"layers {' '.join(map(str, term.layers))}"] if term.layers else []
     text = f"{term.name} {term.degree}" + (f" kind {term.kind}" if term.kind else "")
     return f"{text} {{ {' '.join(options)} }}" if options else text
 

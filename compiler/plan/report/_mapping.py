@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 from ...ir.mesh import Mesh
 from ...ir.types import chunk_bounds
+from ._axes import axes, machine, splits
 from ._facts import Facts, PhaseFacts
-from ._format import folded, percent, seconds, size, table
+from ._format import folded, gpus_text, percent, seconds, size, table
+from ._load import loaded_experts
+from ._locality import transfers
 
 MOST_ROWS = 64
 """Rows of a table of ranks; the rest follows the same rule and is counted."""
@@ -23,18 +26,15 @@ def mapping(facts: Facts) -> list[str]:
         shared = "Each phase has GPUs of its own; decode's follow prefill's."
         lines += [shared if facts.subject.separate else "Both phases run on the same GPUs.", ""]
     for phase in facts.phases.values():
-        lines += [f"### {phase.phase.capitalize()}", "", *_replicas(phase.graph.mesh), *_stages(phase)]
-        lines += [*_experts(facts, phase), *_cache(facts, phase)]
-    return [*lines, *_transfer(facts)]
-
-
-def _gpus(numbers: Collection[int]) -> str:
-    return f"GPU{'' if len(numbers) == 1 else 's'} {folded(numbers)}"
+        lines += [f"### {phase.phase.capitalize()}", "", *_replicas(phase.graph.mesh), *axes(facts, phase)]
+        lines += [*_stages(phase), *splits(facts, phase), *_experts(facts, phase), *loaded_experts(facts, phase)]
+        lines += _cache(facts, phase)
+    return [*lines, *transfers(facts), *machine(facts)]
 
 
 def _replicas(mesh: Mesh) -> list[str]:
     whole = range(mesh.first_rank, mesh.first_rank + mesh.gpus)
-    text = f"{_gpus(whole)}: {mesh.dp} x {mesh.pp} x {mesh.stage_ranks} (replicas x stages x GPUs of a stage)."
+    text = f"{gpus_text(whole)}: {mesh.dp} x {mesh.pp} x {mesh.stage_ranks} (replicas x stages x GPUs of a stage)."
     if mesh.dp > 1:
         text += (
             f" The tables show replica 0; replica k has the same on GPUs that are k x {mesh.replica_ranks} higher, for "
@@ -75,9 +75,11 @@ def _experts(facts: Facts, phase: PhaseFacts) -> list[str]:
     if moe is None:
         return []
     slots = moe.experts + degrees.redundant
+    order = "in order" if facts.plan.experts is None else "in order as in layers without a load"
     lines = [
         f"Experts to ranks: {slots} expert slots over ep {degrees.ep}, each expert cut into etp {degrees.etp}, "
-        f"edp {degrees.edp} copies" + (" (stage 0; stage s adds " + _shift(mesh) + ")." if mesh.pp > 1 else "."),
+        f"edp {degrees.edp} copies, {order}"
+        + (" (stage 0; stage s adds " + _shift(mesh) + ")." if mesh.pp > 1 else "."),
         "",
     ]
     atoms = mesh.view("ep")
@@ -86,7 +88,7 @@ def _experts(facts: Facts, phase: PhaseFacts) -> list[str]:
     for fixed in _coordinates(mesh, atoms):
         low, high = chunk_bounds(slots, _cuts(mesh, atoms, fixed))
         rows.append((folded(range(low, high)), str(high - low), folded(mesh.ranks(0, fixed, others))))
-    return [*lines, *_shortened(("experts", "count", "GPUs"), rows)]
+    return [*lines, *_shortened(("slots" if degrees.redundant else "experts", "count", "GPUs"), rows)]
 
 
 def _shift(mesh: Mesh) -> str:
@@ -145,18 +147,3 @@ def _shortened(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
     shown = table(columns, rows[:MOST_ROWS])
     left = len(rows) - MOST_ROWS
     return [*shown, f"and {left} more rows by the same rule.", ""] if left > 0 else shown
-
-
-def _transfer(facts: Facts) -> list[str]:
-    if facts.subject is None or len(facts.phases) < 2:
-        return []
-    if facts.transfer is None:
-        return ["The KV cache stays where prefill wrote it: both phases lay it out alike.", ""]
-    sent, received = facts.transfer.sent, facts.transfer.received
-    lines = [
-        f"KV cache from prefill to decode: {size(facts.transfer.total_bytes)} move between GPUs per batch; "
-        f"{_gpus(sent)} send (at most {size(max(sent.values(), default=0.0))} each), {_gpus(received)} receive "
-        f"(at most {size(max(received.values(), default=0.0))} each).",
-        "",
-    ]
-    return lines if sent else ["The KV cache stays on its GPUs: decode finds every shard where prefill wrote it.", ""]

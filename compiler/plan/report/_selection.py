@@ -72,13 +72,16 @@ def _next_best(facts: Facts) -> list[str]:
     plan = facts.plan
     if plan.chosen is None or len(plan.top) < 2:
         return ["No second feasible deployment was kept to compare with.", ""]
+    # Redundant experts answer a load that the other deployments were not planned for.
+    chosen = plan.chosen if plan.experts is None else plan.experts.searched
     other = plan.top[1]
-    name, first, more = objective_figure(plan, plan.chosen.numbers)
+    name, first, more = objective_figure(plan, chosen.numbers)
     second = objective_figure(plan, other.numbers)[1]
     worse = (1 - second / first) if more else (second / first - 1)
+    worse = 0.0 if abs(worse) < _EVEN else worse
     if worse:
         text = f"The next best is {100 * abs(worse):.2g} % {'worse' if worse > 0 else 'better'} in {name}"
-    elif _figures(plan.chosen) == _figures(other):
+    elif _figures(chosen) == _figures(other):
         text = "The next best reaches the same in every figure"
     else:
         text = f"The next best ties in {name}, and what the objective looks at next decides"
@@ -86,7 +89,7 @@ def _next_best(facts: Facts) -> list[str]:
     if worse < 0 and plan.objective == "throughput":
         reason = f", within the tolerance of {100 * TOLERANCE:g} %, and takes more GPUs"
     lines = [f"{text}{reason}. It differs in:", ""]
-    return [*lines, *(f"- {what}" for what in _differences(plan.chosen, other)), ""]
+    return [*lines, *(f"- {what}" for what in _differences(chosen, other)), ""]
 
 
 def _differences(one: Deployment, other: Deployment) -> Iterator[str]:
@@ -102,6 +105,9 @@ def _differences(one: Deployment, other: Deployment) -> Iterator[str]:
         if x != y:
             yield f"{name}: {y} instead of {x}"
 
+
+_EVEN = 1e-9
+"""Relative distance below which figures are the same but for rounding."""
 
 _FIGURES = ("GPUs", "TTFT", "TPOT", "tokens/s")
 

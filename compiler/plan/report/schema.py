@@ -166,7 +166,7 @@ def _memory(facts: Facts, phase: Phase, stage: int) -> MemoryPerGpu:
     return MemoryPerGpu(**parts, capacity=round(report.capacity))
 
 
-def document_text(document: StrategyDocument) -> bytes:
-    """The document as its file holds it."""
+def document_text(document: BaseModel, *, indent: bool = True) -> bytes:
+    """The document as its file holds it; without indents where it is mostly numbers."""
     content = document.model_dump(mode="json", by_alias=True)
-    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(content, option=(orjson.OPT_INDENT_2 if indent else 0) | orjson.OPT_APPEND_NEWLINE)
