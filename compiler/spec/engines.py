@@ -27,7 +27,10 @@ class Engine:
         output_reserved: Share of its output for which a sequence must find KV cache when it is admitted.
         step_s: Host seconds per decode step that no overlap hides.
         sequence_s: Host seconds per sequence and decode step.
-        request_s: Mean seconds between a client's sending and the queue.
+        issue_s: Host seconds per kernel of a step with prompts, which no captured graph replays: what such a step takes
+            at least.
+        request_s: Seconds between a client's sending and the queue that requests spend side by side.
+        tokenize_s: Seconds per prompt token of the front end, which takes one request at a time.
         fused: Operators that kernels before or after them do along, without a launch of their own.
         within: Operators whose time is part of a neighbour's measured one.
         notes: Which setting of the engine the entry describes.
@@ -43,7 +46,9 @@ class Engine:
     output_reserved: float
     step_s: float
     sequence_s: float
+    issue_s: float
     request_s: float
+    tokenize_s: float
     fused: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -93,9 +93,11 @@ def test_a_burst_without_a_server_queues_as_its_closed_form() -> None:
 def test_replicas_share_the_clients() -> None:
     one, two = served("tp 2"), served("dp 2 -> tp 2")
     load = ClosedLoop(32, 512, 64, generations=2)
-    (half,) = one.latencies([Point(replace(load, clients=16))])
-    (both,) = two.latencies([Point(load)])
+    (half,) = one.latencies([Point(replace(load, clients=16), host=False)])
+    (both,) = two.latencies([Point(load, host=False)])
     assert both == half
+    # one front end serves both
+    assert two.load_of_group(Point(load)).tokenize == 2 * one.load_of_group(Point(load)).tokenize
 
 
 def test_the_host_adds_to_every_step() -> None:
@@ -130,6 +132,7 @@ def test_pools_of_their_own_decode_without_stalls() -> None:
     (shared,) = model.latencies([Point(load)])
     (apart,) = disaggregated(model, model, [Point(load)], 1, 1)
     assert apart.tpot < shared.tpot
+    assert apart.ttft < 16 * shared.ttft / 2  # the decode of a request is no part of the time to its first token
     assert apart.tpot == pytest.approx(model.decode.parts(16, 1, 544).total.sum(), rel=1e-9)
 
 
