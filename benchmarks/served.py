@@ -84,7 +84,7 @@ def serving_model(setup: Setup, layout: Layout) -> ServingModel:
     times = [
         StepTimes(
             _lowered(spec, phase), hardware, fused=served.fused,
-            within=served.within,
+            within=served.within, quantizing=served.quantizing,
             experts=_lowered(_spec(setup, layout, masked=False), phase) if layout.masked else None,
         )
         for phase in phases

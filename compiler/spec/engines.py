@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -33,6 +33,7 @@ class Engine:
         tokenize_s: Seconds per prompt token of the front end, which takes one request at a time.
         fused: Operators that kernels before or after them do along, without a launch of their own.
         within: Operators whose time is part of a neighbour's measured one.
+        quantizing: By format of the weights, operators that hand their result to a product in that format.
         notes: Which setting of the engine the entry describes.
         sources: Where the figures come from.
     """
@@ -51,6 +52,7 @@ class Engine:
     tokenize_s: float
     fused: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
+    quantizing: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
@@ -82,4 +84,5 @@ def _engines() -> Mapping[str, Engine]:
 def _entry(name: str, row: dict[str, Any]) -> Engine:
     budget = tuple((least * 1e9, tokens) for least, tokens in row.pop("budget"))
     lists: dict[str, Any] = {key: tuple(row.pop(key, ())) for key in ("fused", "within", "notes", "sources")}
-    return Engine(name=name, budget=budget, **lists, **row)
+    quantizing = {dtype: tuple(operators) for dtype, operators in row.pop("quantizing", {}).items()}
+    return Engine(name=name, budget=budget, quantizing=quantizing, **lists, **row)

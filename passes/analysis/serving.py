@@ -80,7 +80,9 @@ class ServingModel:
 
     def hosted(self, table: StepTable, point: Point) -> StepTable:
         """A step table with what the host adds to decode steps at a point, and its least time of one with prompts."""
-        table = replace(table, floor=float(self.prefill.kernels.max()) * self.engine.issue_s)
+        # without a server no one says how the engine was driven: the measured rate of eager kernels
+        issue = self.engine.issue_s if point.host else self.prefill.hardware.calibration.launch.issue_s
+        table = replace(table, floor=float(self.prefill.kernels.max()) * issue)
         if not point.host:
             return table
         every = range(len(table.decode))
