@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -142,6 +143,7 @@ def number(row: Mapping[str, str], key: str, default: float = 0.0) -> float:
 
 def _from_measurement(row: Mapping[str, str]) -> dict[str, str]:
     """A row of `measured.csv` under the column names of `e2e_h100.csv`; a static batch where no server was measured."""
+    row = defaultdict(str, row)
     online = "online serving" in row["note"]
     doubts = [name for name, sign in DOUBTS.items() if sign in row["engine"] + row["note"]]
     return {
@@ -154,7 +156,7 @@ def _from_measurement(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _row(row: Mapping[str, str], measured: Mapping[str, float], default_id: str) -> Row:
-    path, chip = (row.get("model_path") or "").strip(), chip_name(row.get("system") or "")
+    path, chip = (row.get("model_path") or row.get("model") or "").strip(), chip_name(row.get("system") or "")
     engine = engine_name(row.get("backend") or "")
     flags = tuple(f for f in FLAGS if (row.get(f) or "").lower() in ("true", "1", "1.0"))
     flags += tuple((row.get("doubts") or "").split())

@@ -75,6 +75,15 @@ def test_rows_without_measurements_are_predicted(tmp_path: Path) -> None:
     assert not row.measured and row.predicted["ttft_ms"] > 0
 
 
+def test_a_table_of_measurements_may_lack_columns(tmp_path: Path) -> None:
+    path = tmp_path / "short.csv"
+    path.write_text(
+        "model,gpu,engine,batch,input_len,metric,value\nLlama-2-7B,L40S,trtllm,8,128,ttft_ms,50\nx,,,,,oom,1\n"
+    )
+    found, other = predict(read_rows(path))
+    assert found.predicted["ttft_ms"] > 0 and other.reason == "metric oom: not predicted"
+
+
 def test_ranks_of_attention_dp_are_counted_once(tmp_path: Path) -> None:
     moe = {"model_path": "deepseek-ai/DeepSeek-V3", "attention_dp_size": "8", "moe_ep_size": "8"}
     among, beside = rows(tmp_path, moe | {"tp_size": "8", "n_gpus": "8"}, moe | {"n_gpus": "8"})
