@@ -123,6 +123,15 @@ def test_marlin_computes_experts_in_bf16_and_pads_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["vllm", "trtllm", "sglang"])
+def test_a_chip_without_figures_of_its_own_takes_those_of_the_same_engine(engine: str, tmp_path: Path) -> None:
+    found = (serving_model(r.setup, r.setup.prefill) for r in rows(
+        tmp_path, {"system": "gb200", "backend": engine}, {"system": "b200", "backend": engine}
+    ) if r.setup)  # fmt: skip
+    heir, measured = (served.prefill.hardware.calibration.fits for served in found)
+    assert {k: f.parameters for k, f in heir.items()} == {k: f.parameters for k, f in measured.items()}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "trtllm", "sglang"])
 def test_newer_chips_narrower_weights_and_fewer_clients_are_no_slower(engine: str, tmp_path: Path) -> None:
     big = {"model_path": "deepseek-ai/DeepSeek-R1", "backend": engine, "tp_size": "8", "isl": "1024", "osl": "256"}
     changes = [
