@@ -213,6 +213,22 @@ def routed_tokens(graph: Graph, block: Block, node: Node, extents: Mapping[str, 
     return _tokens(node_work(graph, block, node, extents))
 
 
+def quantizing_time(
+    graph: Graph, block: Block, node: Node, hardware: Hardware, extents: Mapping[str, Number]
+) -> Number:
+    """Seconds of a product's cost in which its input is brought to the format of its weights.
+
+    Measured products of narrow formats include that kernel. What an empty call takes longer than one in bf16 is its
+    launch; the preparing passes over the input are its bytes.
+    """
+    rule, work = operator(node), node_work(graph, block, node, extents)
+    fitted = hardware.calibration
+    own, plain = fitted.gemm(hardware.variant(compute_dtype(rule, node))), fitted.gemm(ACTIVATION_DTYPE)
+    rows = rule.flops(work) / (2 * np.maximum(local_weights(work), 1))
+    passes = own.prepare * 3 * rows * rule.depth(work) / hardware.bandwidth + own.row_s * rows
+    return max(own.latency_s - plain.latency_s, 0.0) + passes
+
+
 def local_weights(work: Work) -> Number:
     """Elements of the weights of a product on one rank, biases left out."""
     biases = {"bias", *work.attrs.get("biases", ())}

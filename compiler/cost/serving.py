@@ -82,8 +82,9 @@ class ClosedLoop:
         output: Generated tokens.
         generations: Requests of each client.
         shortest: Lengths are uniform between this share of the given ones and all of them.
-        delay: Mean seconds between a request's sending and its arrival in the engine's queue (HTTP, tokenizer); each
-            takes between none and twice of it. They count towards the time to the first token.
+        transit: Seconds between a request's sending and the engine's queue that requests spend side by side.
+        tokenize: Seconds per prompt token of the server's front end, which takes one request at a time.
+        pause: Seconds between an answer and the client's next request. They count towards no latency.
     """
 
     clients: int
@@ -91,7 +92,9 @@ class ClosedLoop:
     output: int
     generations: int = 10
     shortest: float = 1.0
-    delay: float = 0.0
+    transit: float = 0.0
+    tokenize: float = 0.0
+    pause: float = 0.0
 
     def lengths(self) -> tuple[list[int], list[int]]:
         """Prompt and output tokens of every request, the same in every run."""
@@ -102,12 +105,6 @@ class ClosedLoop:
         nominal = np.array([[self.prompt], [self.output]])
         prompts, outputs = np.maximum(1, np.rint(nominal * shares)).astype(int).tolist()
         return prompts, outputs
-
-    def delays(self) -> list[float]:
-        """Seconds from sending to arrival of every request, the same in every run."""
-        count = self.clients * self.generations
-        drawn: list[float] = np.random.default_rng(2).uniform(0.0, 2 * self.delay, count).tolist()
-        return drawn
 
 
 @dataclass(frozen=True)
@@ -163,11 +160,11 @@ class _Run:
         self.launched = 0  # steps of any kind
         self.decoded = 0  # steps in which sequences decode
         self.sent_at, self.start, self.first, self.end = ([0.0] * len(self.prompts) for _ in range(4))
-        self.sent = min(load.clients, len(self.prompts))
-        self.done = 0
-        self.delays = load.delays()
-        self.coming = [(self.delays[request], request) for request in range(self.sent)]
-        heapq.heapify(self.coming)
+        self.sent = self.done = 0
+        self.front = 0.0  # when the front end has handed the last request on
+        self.coming: list[tuple[float, int]] = []
+        for _ in range(min(load.clients, len(self.prompts))):
+            self._send(0.0)
         self.queue: deque[int] = deque()
         self.left = list(self.prompts)
         self.decoding: list[tuple[int, int]] = []  # (value of `decoded` after the last token, request)
@@ -188,6 +185,14 @@ class _Run:
             else:
                 self.clock = max(self.clock, self.coming[0][0])
             self._hand_over()
+
+    def _send(self, now: float) -> None:
+        """A client sends the next request: it passes the front end, then goes its way to the queue."""
+        request = self.sent
+        self.sent_at[request] = now
+        self.front = max(self.front, now) + self.load.tokenize * self.prompts[request]
+        heapq.heappush(self.coming, (self.front + self.load.transit, request))
+        self.sent += 1
 
     def _prompt_tokens(self) -> list[tuple[int, int]]:
         """(request, tokens) of the prompts that the next step takes."""
@@ -260,9 +265,7 @@ class _Run:
         self.end[request] = max(self.clock, self.first[request])
         self.done += 1
         if self.sent < len(self.prompts):
-            self.sent_at[self.sent] = self.clock
-            heapq.heappush(self.coming, (self.clock + self.delays[self.sent], self.sent))
-            self.sent += 1
+            self._send(self.clock + self.load.pause)
 
 
 def steady_tpot(decode_step: Number, prompt_step: Number, clients: Number, output: Number) -> Number:

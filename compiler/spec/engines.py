@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -27,9 +27,13 @@ class Engine:
         output_reserved: Share of its output for which a sequence must find KV cache when it is admitted.
         step_s: Host seconds per decode step that no overlap hides.
         sequence_s: Host seconds per sequence and decode step.
-        request_s: Mean seconds between a client's sending and the queue.
+        issue_s: Host seconds per kernel of a step with prompts, which no captured graph replays: what such a step takes
+            at least.
+        request_s: Seconds between a client's sending and the queue that requests spend side by side.
+        tokenize_s: Seconds per prompt token of the front end, which takes one request at a time.
         fused: Operators that kernels before or after them do along, without a launch of their own.
         within: Operators whose time is part of a neighbour's measured one.
+        quantizing: By format of the weights, operators that hand their result to a product in that format.
         notes: Which setting of the engine the entry describes.
         sources: Where the figures come from.
     """
@@ -43,9 +47,12 @@ class Engine:
     output_reserved: float
     step_s: float
     sequence_s: float
+    issue_s: float
     request_s: float
+    tokenize_s: float
     fused: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
+    quantizing: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
@@ -77,4 +84,5 @@ def _engines() -> Mapping[str, Engine]:
 def _entry(name: str, row: dict[str, Any]) -> Engine:
     budget = tuple((least * 1e9, tokens) for least, tokens in row.pop("budget"))
     lists: dict[str, Any] = {key: tuple(row.pop(key, ())) for key in ("fused", "within", "notes", "sources")}
-    return Engine(name=name, budget=budget, **lists, **row)
+    quantizing = {dtype: tuple(operators) for dtype, operators in row.pop("quantizing", {}).items()}
+    return Engine(name=name, budget=budget, quantizing=quantizing, **lists, **row)

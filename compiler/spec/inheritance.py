@@ -275,13 +275,14 @@ def _inherit(
         if (own := library.find(name, order, wanted)) is not None:
             return own, f"its {wanted[1]} figures"
         for why, chips in family:
-            if (fit := _median(library, chips, wanted)) is not None:
+            if (fit := _median(library, chips, order[0], wanted)) is not None:
                 return fit, why
     raise DiagnosticError([_bad("calibration", f"no chip has {kind}.{variant}")])
 
 
-def _median(library: Library, chips: list[str], key: tuple[str, str]) -> Fit | None:
-    found = [f for c in chips if (f := library.find(c, library.engines(c), key)) is not None]
+def _median(library: Library, chips: list[str], engine: str, key: tuple[str, str]) -> Fit | None:
+    """The chips' figures, those under the wanted engine where they have them."""
+    found = [f for c in chips if (f := library.find(c, (engine, *library.engines(c)), key)) is not None]
     if len(found) <= 1:
         return found[0] if found else None
     cls = type(found[0].parameters)

@@ -68,7 +68,6 @@ class ServingModel:
         shared = {
             "prompt_tokens": tokens.astype(np.float64),
             "body": slowest,
-            "floor": float(self.prefill.kernels.max()) * self.prefill.hardware.calibration.launch.issue_s,
             "fill": float((body.sum(axis=1) - slowest)[len(tokens) // 2]),
         }
         tables = []
@@ -80,7 +79,10 @@ class ServingModel:
         return tables
 
     def hosted(self, table: StepTable, point: Point) -> StepTable:
-        """A step table with what the host adds to decode steps at a point."""
+        """A step table with what the host adds to decode steps at a point, and its least time of one with prompts."""
+        # without a server no one says how the engine was driven: the measured rate of eager kernels
+        issue = self.engine.issue_s if point.host else self.prefill.hardware.calibration.launch.issue_s
+        table = replace(table, floor=float(self.prefill.kernels.max()) * issue)
         if not point.host:
             return table
         every = range(len(table.decode))
@@ -89,10 +91,17 @@ class ServingModel:
 
     def load_of_group(self, point: Point) -> ClosedLoop:
         """The load of one attention-DP group of one replica."""
-        load = point.load
+        load, engine = point.load, self.engine
         shares = self.decode.groups * self.decode.graph.mesh.dp
-        outside = self.engine.request_s if point.host else 0.0
-        return replace(load, clients=-(-load.clients // shares), delay=load.delay + outside)
+        load = replace(load, clients=-(-load.clients // shares))
+        if not point.host:
+            return load
+        return replace(
+            load,
+            transit=engine.request_s,
+            # one front end serves all groups, whose requests come as close together as this group's
+            tokenize=engine.tokenize_s * shares,
+        )
 
     def _decode_columns(self, grids: list[Floats], contexts: list[int]) -> list[tuple[Floats, Floats]]:
         """Per point and batch: seconds of a decode step, and of the part of it that a mixed step adds."""
@@ -120,10 +129,12 @@ class ServingModel:
         return [float(t) / load.prompt for t, load in zip(totals, loads, strict=True)]
 
     def _admitted(self, point: Point) -> int:
-        """Sequences of a group for which the KV cache has room, at least one."""
+        """Sequences of a group for which the KV cache has room, at least one; all where not even the weights fit."""
         load = self.load_of_group(point)
         tokens = round(load.prompt + self.engine.output_reserved * load.output)
         free = self.memory * self.engine.memory_fraction - max(weight_bytes(self.decode.graph))
+        if free <= 0:
+            return max(1, load.clients)  # it was served all the same: the estimate of the weights is too high
         return max(1, int(free // cache_bytes(self.decode.graph, self.decode.groups, tokens)))
 
 
@@ -144,7 +155,7 @@ def disaggregated(
                 p.load,
                 clients=-(-p.load.clients // prefill_workers),
                 output=1,
-                delay=p.load.delay + (p.load.output - 1) * step,
+                pause=(p.load.output - 1) * step,
             ),
         )
         for p, step in zip(points, steps, strict=True)

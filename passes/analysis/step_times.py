@@ -8,14 +8,16 @@ on the tokens of prompt chunks and decodes together, attention on each kind alon
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...compiler.cost import Hardware, node_cost, node_costs
+from ...compiler.cost.nodes import compute_dtype, quantizing_time
 from ...compiler.ir.graph import Block, Graph, Node
 from ...compiler.ir.ops import CostClass, operator
 from ...compiler.ir.unrolled import STREAMS
@@ -59,6 +61,7 @@ class StepTimes:
         experts: Graph | None = None,
         fused: Collection[str] = (),
         within: Collection[str] = (),
+        quantizing: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> None:
         """Times of ``graph`` on ``hardware``.
 
@@ -70,12 +73,15 @@ class StepTimes:
                 tokens, works on its own experts, and the graph's all-reduce adds the results.
             fused: Operators that the kernels before or after them do along: they move their bytes, without a launch.
             within: Operators whose time is part of a neighbour's measured one; they take none.
+            quantizing: By format, operators that hand their result to a product in that format, so that it need not
+                be brought there by a kernel of its own.
         """
         self.graph = graph
         self.hardware = hardware
         self.experts = experts
         self.fused = frozenset(fused)
         self.within = frozenset(within)
+        self.quantizing = quantizing
 
     @property
     def groups(self) -> int:
@@ -103,6 +109,9 @@ class StepTimes:
             time = np.asarray(costs[block.name, node.name].time, dtype=np.float64)
             if node.op in self.fused:
                 time = np.maximum(time - self.hardware.launch, 0.0)
+            if (block.name, node.name) in self._fed:
+                spared = quantizing_time(self.graph, block, node, self.hardware, extents)
+                time = np.maximum(time - spared, self.hardware.launch)
             full = np.broadcast_to(time, (points, len(servers)))
             for repetition, server in enumerate(servers):
                 times[part][:, server] += full[:, repetition]
@@ -118,6 +127,18 @@ class StepTimes:
             if operator(node).cost_class is not CostClass.FREE and node.op not in self.fused:
                 np.add.at(counts, servers, 1)
         return counts
+
+    @cached_property
+    def _fed(self) -> frozenset[tuple[str, str]]:
+        """Products whose input comes in the format of their weights."""
+        fed = set()
+        for block, node in self.graph.nodes():
+            if node.op == "linear":
+                makers = {m.op for m in block.nodes for v in m.outputs if v.name == node.inputs[0]}
+                format_ = self.hardware.variant(compute_dtype(operator(node), node))
+                if makers & set(self.quantizing.get(format_, ())):
+                    fed.add((block.name, node.name))
+        return frozenset(fed)
 
     @property
     def _servers(self) -> int:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from paradag.benchmarks.accuracy import OutOfScope, catalogue_name, main, predict, read_rows
+from paradag.benchmarks.accuracy import main
+from paradag.benchmarks.served import predict
+from paradag.benchmarks.served_rows import OutOfScope, catalogue_name, read_rows
 
 COLUMNS = (
     "id,backend,model_path,system,precision,isl,osl,batch_size,tp_size,moe_ep_size,"
@@ -52,6 +54,12 @@ def test_a_static_batch_is_a_measurement_of_one_metric(tmp_path: Path) -> None:
         ("moonshotai/Kimi-K2-Instruct", "kimi-k2"),
         ("MiniMaxAI/MiniMax-M2", "minimax-m2"),
         ("openai/gpt-oss-20b", "gpt-oss-20b"),
+        ("deepseek-ai/DeepSeek-V3.1-Terminus", "deepseek-v3"),
+        ("zai-org/GLM-4.6-FP8", "glm-4.5"),
+        ("moonshotai/Kimi-K2-Thinking", "kimi-k2"),
+        ("LLAMA3.1_8B", "llama-3.1-8b"),
+        ("QWEN3_235B", "qwen3-235b-a22b"),
+        ("MOE_Mixtral8x7B", "mixtral-8x7b"),
         ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"),
     ],
 )

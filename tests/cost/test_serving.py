@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -101,6 +101,21 @@ def test_long_runs_settle_at_the_steady_state() -> None:
     assert found.tpot == pytest.approx(float(steady_tpot(STEP, 0.045, 16, 200)), rel=0.03)
 
 
+def test_the_front_end_takes_one_request_at_a_time() -> None:
+    load = ClosedLoop(3, prompt=50, output=1, generations=1, transit=0.002, tokenize=1e-3)
+    alone = simulate(table(), MIXED, replace(load, clients=1))
+    assert alone.queue == pytest.approx(0.002 + 50e-3)
+    together = simulate(table(), Scheduling("mixed", budget=50), load)
+    # prompts reach the queue 50 ms apart, later than a step takes each
+    assert together.ttft - alone.ttft == pytest.approx(50e-3, abs=1e-6)
+
+
+def test_a_pause_counts_towards_no_latency() -> None:
+    load = ClosedLoop(1, prompt=50, output=4, generations=3)
+    found, paused = simulate(table(), MIXED, load), simulate(table(), MIXED, replace(load, pause=5.0))
+    assert astuple(paused) == pytest.approx(astuple(found))
+
+
 loads = st.builds(
     ClosedLoop,
     clients=st.integers(1, 12),
@@ -108,7 +123,9 @@ loads = st.builds(
     output=st.integers(1, 20),
     generations=st.integers(1, 4),
     shortest=st.sampled_from((1.0, 0.5)),
-    delay=st.sampled_from((0.0, 0.004)),
+    transit=st.sampled_from((0.0, 0.004)),
+    tokenize=st.sampled_from((0.0, 1e-4)),
+    pause=st.sampled_from((0.0, 0.05)),
 )
 schedulings = st.builds(
     Scheduling,

@@ -62,8 +62,40 @@ def test_fused_operators_move_their_bytes_and_measured_ones_take_nothing() -> No
     assert plain - fused == pytest.approx(launches, rel=1e-6)
 
 
+def test_products_that_are_fed_their_format_quantize_nothing() -> None:
+    narrow = compile_strategy(TEXT.format("tp 2").replace("layers 8", "layers 8 dtype fp8")).phases["prefill"]
+    feeds = {"fp8": ("norm", "activation")}
+    for rows in (1, 4096):
+        plain, fed = (
+            StepTimes(narrow.graph, narrow.hardware, **options).parts(1, rows, rows).body.sum()
+            for options in ({}, {"quantizing": feeds})
+        )
+        own, wide = (narrow.hardware.calibration.gemm(name) for name in ("fp8", "bf16"))
+        launches = max(0.0, own.latency_s - wide.latency_s)
+        # of a layer's products, those behind a norm (two, 1024 wide) and the activation (2048 on a rank)
+        passes = own.prepare * 3 * rows * (1024 + 1024 + 2048) / narrow.hardware.bandwidth + 3 * own.row_s * rows
+        assert plain - fed == pytest.approx(8 * (3 * launches + passes), rel=0.02)
+    times = served("tp 2").prefill
+    bare, other = (
+        StepTimes(times.graph, times.hardware, **options).parts(1, 64, 64).body.sum()
+        for options in ({}, {"quantizing": feeds})
+    )
+    assert bare == other  # weights in bf16
+
+
+def test_a_step_with_prompts_takes_as_long_as_the_host_issues_its_kernels() -> None:
+    model = served("tp 2", "trtllm")
+    load = ClosedLoop(1, 16, 1, generations=1)
+    (table,) = model.tables([Point(load)])
+    floor = model.hosted(table, Point(load)).floor
+    assert floor == pytest.approx(model.prefill.kernels.max() * model.engine.issue_s)
+    assert floor > table.mixed(16, 0)  # sixteen tokens of a small model
+    (found,) = model.latencies([Point(load)])
+    assert found.prefill == pytest.approx(floor)
+
+
 def test_a_lone_client_sees_the_prefill_and_the_decode_step() -> None:
-    model = served("tp 2")
+    model = served("tp 2", "vllm_sync")
     (found,) = model.latencies([Point(ClosedLoop(1, 512, 64, generations=2), host=False)])
     prefill = model.prefill.parts(1, 512, 512).total.sum()
     step = model.decode.parts(1, 1, 512 + 32).total.sum()
@@ -93,9 +125,11 @@ def test_a_burst_without_a_server_queues_as_its_closed_form() -> None:
 def test_replicas_share_the_clients() -> None:
     one, two = served("tp 2"), served("dp 2 -> tp 2")
     load = ClosedLoop(32, 512, 64, generations=2)
-    (half,) = one.latencies([Point(replace(load, clients=16))])
-    (both,) = two.latencies([Point(load)])
+    (half,) = one.latencies([Point(replace(load, clients=16), host=False)])
+    (both,) = two.latencies([Point(load, host=False)])
     assert both == half
+    # one front end serves both
+    assert two.load_of_group(Point(load)).tokenize == 2 * one.load_of_group(Point(load)).tokenize
 
 
 def test_the_host_adds_to_every_step() -> None:
@@ -130,7 +164,9 @@ def test_pools_of_their_own_decode_without_stalls() -> None:
     (shared,) = model.latencies([Point(load)])
     (apart,) = disaggregated(model, model, [Point(load)], 1, 1)
     assert apart.tpot < shared.tpot
-    assert apart.tpot == pytest.approx(model.decode.parts(16, 1, 544).total.sum(), rel=1e-9)
+    assert apart.ttft < 16 * shared.ttft / 2  # the decode of a request is no part of the time to its first token
+    host = model.engine.step_s + 16 * model.engine.sequence_s
+    assert apart.tpot == pytest.approx(model.decode.parts(16, 1, 544).total.sum() + host, rel=1e-9)
 
 
 def test_engines_are_catalogued_with_their_sources() -> None:
