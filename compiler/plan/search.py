@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,7 @@ class Search:
         self._numbered: dict[tuple[Phase, str], Ints] = {}
         self._offsets: dict[int, Floats] = {}
         self._complexities: dict[Phase, tuple[PhaseTable, Ints]] = {}
+        self._columns: dict[Phase, tuple[PhaseTable, tuple[int, bool], dict[str, Any]]] = {}
         self._staged: tuple[Ints, Candidates] | None = None
         self.capacity = self.hardware.memory
         self.gpus, made = gpus_searched(self.spec, self.capacity, max_gpus)
@@ -227,6 +229,15 @@ class Search:
 
     def options(self, table: PhaseTable, batch: int, *, separate: bool, strict: bool) -> Options:
         """Strategies of a phase with the replicas that share a batch; ``strict`` leaves out what is too slow."""
+        needs, common = table.alone if separate else table.needs, self._common(table, batch, strict=strict)
+        mine = common["strategy"]
+        return Options(**common, need=needs.longest[mine], moving=needs.moving[mine], weights=needs.weights[mine])
+
+    def _common(self, table: PhaseTable, batch: int, *, strict: bool) -> dict[str, Any]:
+        """Columns of :meth:`options` that are the same on shared GPUs and in pools; kept for the last batch."""
+        key, known = (batch, strict), self._columns.get(table.phase)
+        if known is not None and known[0] is table and known[1] == key:
+            return known[2]
         candidates = table.candidates
         limit = self.limit(table.phase) if strict else None
         mine = candidates.sharing(batch)
@@ -237,21 +248,12 @@ class Search:
         several = self._complexity(table)[mine] + (dp > 1)
         order = np.argsort(several.astype(np.int16), kind="stable")
         dp, gpus, mine, several = (column[order] for column in (dp, gpus, mine, several))
-        needs = table.alone if separate else table.needs
-        pp = candidates.pp[mine]
-        return Options(
-            strategy=mine,
-            dp=dp,
-            gpus=gpus,
-            layout=self._code(dp, pp, self._numbers(table, "layout")[candidates.layout[mine]]),
-            cache=self._code(dp, pp, self._numbers(table, "cache")[candidates.layout[mine]]),
-            latency=table.seconds[mine],
-            need=needs.longest[mine],
-            moving=(needs.longest - needs.total + needs.with_transfer)[mine],
-            weights=needs.weights[mine],
-            transfer=table.transfer[mine],
-            complexity=several,
-        )
+        layout, pp = candidates.layout[mine], candidates.pp[mine]
+        codes = {n: self._code(dp, pp, self._numbers(table, n)[layout]) for n in ("layout", "cache")}
+        columns = {"strategy": mine, "dp": dp, "gpus": gpus, "complexity": several, **codes,
+                   "latency": table.seconds[mine], "transfer": table.transfer[mine]}  # fmt: skip
+        self._columns[table.phase] = table, key, columns
+        return columns
 
     def _admitted(self, table: PhaseTable, mine: Ints, dp: Ints, batch: int) -> tuple[Ints, Ints, Ints]:
         """Replicas, GPUs and numbers of those strategies that law and pack admit with so many replicas."""
