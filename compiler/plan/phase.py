@@ -118,7 +118,7 @@ class PhaseCosts:
         results = {tokens: Needs(*(np.zeros(len(candidates)) for _ in fields(Needs))) for tokens in kept}
         working = Working(*self._working(candidates))
         sizes = candidates.sizes
-        sequences = candidates.summed(-(-sizes.batch // self.layouts.adp[sizes.layout]))
+        sequences = candidates.summed(np.ceil(sizes.batch / self.layouts.adp[sizes.layout]))
         for pp, mine in by_stages(candidates.pp, STAGES_SEEN):
             stages, layout = self.pipelines[pp], candidates.layout[mine]
             weights = self.weights(pp)[:, layout]
