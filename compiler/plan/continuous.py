@@ -165,8 +165,7 @@ def _room(question: Question, table: PhaseTable, mine: Ints, capacity: float) ->
         some = table.candidates[mine[open_]]
         times = -(-shares[tried[open_]] // np.maximum(1, some.batch))
         need = table.costs.needs(some, (work.input + work.output,), longest, (times,))[0]
-        moving = need.longest - need.total + need.with_transfer
-        fits = np.where(_moves(table, mine[open_]), moving, need.longest) <= capacity
+        fits = np.where(_moves(table, mine[open_]), need.moving, need.longest) <= capacity
         low[open_] = np.where(fits, tried[open_] + 1, low[open_])
         high[open_] = np.where(fits, high[open_], tried[open_])
         tried = (low + high) // 2
@@ -184,7 +183,7 @@ def _moves(prefill: PhaseTable, mine: Ints) -> NDArray[np.bool_]:
 def _pools(question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool) -> list[Pairs]:
     """Deployments in pools of their own, by where decode's first GPU lies in its scale-up domain."""
     prefill, decode = tables["prefill"], tables["decode"]
-    need = prefill.alone.longest - prefill.alone.total + prefill.alone.with_transfer
+    need = prefill.alone.moving
     p = _simplest_first(replicas, prefill)
     p = p[need[p] <= capacity]
     work = question.spec.workload
@@ -405,7 +404,7 @@ def _as_options(replicas: Replicas, table: PhaseTable, mine: Ints, dp: Ints, *, 
         cache_code=replicas.code(table, "cache", mine, dp),
         latency=table.seconds[mine],
         need=needs.longest,
-        moving=needs.longest - needs.total + needs.with_transfer,
+        moving=needs.moving,
         weights=needs.weights,
         transfer=table.transfer[mine],
         complexity=replicas.complexity(table)[mine],

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-SAMPLE = 128
+SAMPLE = 512
 """Entries that the others are held against first."""
 
 
@@ -36,15 +36,19 @@ def skyband(columns: Floats, layers: int = 1) -> Ints:
 
 def _survivors(values: Floats, total: Floats, layers: int) -> Ints:
     """Entries without those that the last layer of a sample dominates: they can only come in later layers."""
-    if len(total) <= 2 * SAMPLE:
-        return np.arange(len(total))
-    sample = np.argpartition(total, SAMPLE)[:SAMPLE]
+    count = len(total)
+    if count <= 2 * SAMPLE:
+        return np.arange(count)
+    # Some of the best by the sum, and some from everywhere.
+    best = np.argpartition(total, SAMPLE // 4)[: SAMPLE // 4]
+    sample = np.unique(np.concatenate([best, np.arange(0, count, count // SAMPLE)]))
     sample = sample[np.lexsort((*values[::-1, sample], total[sample]))]
     peeled = _peeled(values[:, sample], layers)
-    left = np.arange(len(total))
+    left, here = np.arange(count), values
     for entry in sample[peeled[-1]] if len(peeled) == layers else ():
-        here, point = values[:, left], values[:, entry, None]
-        left = left[(here < point).any(axis=0) | (here == point).all(axis=0)]
+        point = values[:, entry, None]
+        kept = (here < point).any(axis=0) | (here == point).all(axis=0)
+        here, left = here[:, kept], left[kept]
     return left
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -37,6 +38,11 @@ class Needs:
     with_transfer: Floats
     weights: Floats
     longest: Floats
+
+    @cached_property
+    def moving(self) -> Floats:
+        """What must fit at least where the cache moves."""
+        return self.longest - self.total + self.with_transfer
 
     def __getitem__(self, index: Any) -> Self:
         return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))

@@ -76,7 +76,6 @@ def _options(
     dp, gpus, mine, several = (column[order] for column in (dp, gpus, mine, several))
     latency = latency[order]
     needs = (table.alone if separate else table.needs)[mine]
-    moving = needs.longest - needs.total + needs.with_transfer
     # Decode never has SP: where prefill has ranks of its own for it, the cache moves.
     moves = table.costs.layouts.sp[table.candidates.layout[mine]] > 1
     return Options(
@@ -86,8 +85,8 @@ def _options(
         weights_code=replicas.code(table, "weights", mine, dp),
         cache_code=replicas.code(table, "cache", mine, dp),
         latency=latency,
-        need=np.where(moves, moving, needs.longest) if len(question.phases) == 2 else needs.longest,
-        moving=moving,
+        need=np.where(moves, needs.moving, needs.longest) if len(question.phases) == 2 else needs.longest,
+        moving=needs.moving,
         weights=needs.weights,
         transfer=table.transfer[mine],
         complexity=several,
