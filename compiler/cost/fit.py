@@ -47,16 +47,19 @@ def fit(
     names = tuple(bounds)
     low, high = (np.log([bounds[n][i] for n in names]) for i in (0, 1))
     best, least = starts[0], np.inf
-    for start in starts:
+
+    def attempt(start: P) -> None:
+        nonlocal best, least
         found, loss = _descend(predict, measured, start, names, low, high)
         if loss < least * (1 - 1e-9):
             best, least = found, loss
+
+    for start in starts:
+        attempt(start)
     for name, values in (grid or {}).items():
         for value in values:
             if value != getattr(best, name):
-                found, loss = _descend(predict, measured, replace(best, **{name: value}), names, low, high)
-                if loss < least * (1 - 1e-9):
-                    best, least = found, loss
+                attempt(replace(best, **{name: value}))
     return best
 
 
