@@ -53,20 +53,23 @@ def prefill_attention_time(
         resident: Share of the bytes that is found in the last-level cache; 0 between the layers of a model.
     """
     p = parameters
-    # of a packed tile, each query head of a KV head has its part
-    tile = p.query_tile * (kv_heads / heads if p.packed else 1.0)
-    rows = np.ceil(new / tile) * tile
+    rows = np.ceil(new / p.query_tile) * p.query_tile
     reach = np.minimum(past + rows, window + p.window_pad)
     growing = np.clip(reach - past, 0, rows)
-    pairs = growing * (past + (growing + p.query_tile) / 2) + (rows - growing) * reach + rows * p.fill
+    seen = reach + p.fill
+    pairs = rows * seen - growing * (reach - past - (growing + p.query_tile) / 2)
+    if p.packed:
+        # each query head of a KV head has its part of a tile, so that less of it is padding
+        part = p.query_tile * (kv_heads / heads)
+        pairs = pairs * (np.ceil(new / part) * part / np.maximum(rows, 1))
     flops = 2 * (_padded(qk_dim, p.head_tile) + _padded(v_dim, p.head_tile)) + p.softmax
-    rate = peak * p.compute_efficiency
-    total = batch * heads * pairs * share * flops / rate
-    last = np.minimum(p.query_tile, rows) * (reach + p.fill) * flops / (rate / units)
-    compute = total + np.where(np.asarray(batch * heads) > 0, p.tail * last, 0.0)
-    slow = 1 - resident + resident / p.cache_gain
-    memory = bytes_moved * slow / (bandwidth * p.bandwidth_efficiency)
-    prepare = (p.prepare * (bytes_moved - cache_bytes) + p.prepare_cache * cache_bytes) * slow / bandwidth
+    pair_s = flops / (peak * p.compute_efficiency)
+    blocks = np.asarray(batch * heads)
+    last = np.minimum(p.query_tile, rows) * seen * (pair_s * units * p.tail)
+    compute = blocks * pairs * (share * pair_s) + np.where(blocks > 0, last, 0.0)
+    byte_s = (1 - resident + resident / p.cache_gain) / bandwidth
+    memory = bytes_moved * (byte_s / p.bandwidth_efficiency)
+    prepare = (p.prepare * bytes_moved + (p.prepare_cache - p.prepare) * cache_bytes) * byte_s
     time = p.latency_s + smooth_max(compute, memory, p.overlap) + prepare
     return Terms(time, compute=compute, memory=memory + prepare, latency=p.latency_s)
 
@@ -116,13 +119,12 @@ def decode_attention_time(
     slots = units * p.occupancy
     cuts = np.maximum(np.floor(slots / work), 1)
     tokens = np.maximum(context / cuts, np.minimum(context, p.chunk))
-    blocks = work * np.maximum(context, 1) / np.maximum(tokens, 1)
-    one = traffic / work / np.maximum(context, 1) * tokens
-    slot = one * _waves(blocks / slots, p.lost) / (bandwidth / slots * p.unit_gain)
+    blocks = work * (np.maximum(context, 1) / np.maximum(tokens, 1))
+    slot = traffic / blocks * _waves(blocks / slots, p.lost) * (slots / (bandwidth * p.unit_gain))
     memory = smooth_max(traffic / (bandwidth * p.bandwidth_efficiency), slot, 8.0)
     rows = np.ceil(heads / kv_heads / p.row_tile) * p.row_tile
-    pairs = np.maximum(tokens, p.token_tile) * rows * _waves(blocks / units, p.lost)
-    compute = pairs * (2 * (qk_dim + v_dim) + p.softmax) / (peak / units * p.compute_efficiency)
+    pair_s = (2 * (qk_dim + v_dim) + p.softmax) / (peak / units * p.compute_efficiency)
+    compute = np.maximum(tokens, p.token_tile) * rows * _waves(blocks / units, p.lost) * pair_s
     latency = p.latency_s + p.sequence_s * batch * kv_heads
     time = latency + smooth_max(compute, memory, p.overlap)
     return Terms(time, compute=compute, memory=memory, latency=latency)
@@ -130,4 +132,4 @@ def decode_attention_time(
 
 def _waves(share: Number, lost: float) -> Number:
     """Turns that ``share`` blocks per place take, where ``lost`` of the idle time in the last one is lost."""
-    return lost * np.ceil(share) + (1 - lost) * np.maximum(share, 1)
+    return np.ceil(share) if lost == 1 else lost * np.ceil(share) + (1 - lost) * np.maximum(share, 1)

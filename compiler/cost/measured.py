@@ -234,10 +234,10 @@ _DECODE = {
     "cache_gain": (1.0, 10.0), "cache_share": _CACHED,
 }  # fmt: skip
 _DECODE_GRID = {
-    "occupancy": (1.0, 4.0, 8.0),
-    "chunk": (64.0, 128.0, 256.0, 512.0, 1024.0),
+    "chunk": (128.0, 256.0, 512.0, 1024.0),
     "row_tile": (1.0, 8.0, 16.0, 64.0),
     "token_tile": (1.0, 16.0, 128.0),
+    "occupancy": (2.0, 8.0),
 }
 _DECODE_STARTS = (
     DecodeParameters(8e-6, 0.8, 0.4),
