@@ -120,7 +120,7 @@ def decode_attention_time(
     cuts = np.maximum(np.floor(slots / work), 1)
     tokens = np.maximum(context / cuts, np.minimum(context, p.chunk))
     blocks = work * (np.maximum(context, 1) / np.maximum(tokens, 1))
-    slot = traffic / blocks * _waves(blocks / slots, p.lost) * (slots / (bandwidth * p.unit_gain))
+    slot = bytes_moved / blocks * _waves(blocks / slots, p.lost) * (slots / (bandwidth * p.unit_gain))
     memory = smooth_max(traffic / (bandwidth * p.bandwidth_efficiency), slot, 8.0)
     rows = np.ceil(heads / kv_heads / p.row_tile) * p.row_tile
     pair_s = (2 * (qk_dim + v_dim) + p.softmax) / (peak / units * p.compute_efficiency)
