@@ -50,6 +50,13 @@ FORMATS = {
     "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4",
 }  # fmt: skip
 """Variants of paradag by the tables' formats; weight-only int8 is left out, an int8 product takes the int8 unit."""
+AIMS = {"GEMM": 0.08, "prefill": 0.10, "decode": 0.10, "grouped GEMM": 0.15, "collectives": 0.15, "exchanges": 0.15}
+"""Median absolute errors to stay below, by class of :func:`pooled`."""
+POOLS = {
+    "gemm": "GEMM", "prefill": "prefill", "mla_prefill": "prefill", "decode": "decode", "decode_mha": "decode",
+    "mla_decode": "decode", "experts": "grouped GEMM", "dispatch": "exchanges", "combine": "exchanges",
+}  # fmt: skip
+"""Classes whose rows are judged together; the others are collectives."""
 SOURCE = "AIConfigurator 0.12 database (Apache-2.0)"
 FEWEST = 24
 """Rows below which a class is not fitted."""
@@ -77,6 +84,7 @@ class Result:
     table: Table
     fit: Fit
     errors: Residual
+    signed: Floats
 
 
 def read(system: str, name: str) -> list[Row]:
@@ -275,9 +283,15 @@ def calibrate(measured: Table) -> Result:
     seen = {name: values[half] for name, values in measured.columns.items()}
     unseen = {name: values[~half] for name, values in measured.columns.items()}
     parameters = law.fit(seen, measured.seconds[half], chip, measured.variant)
-    errors = residual(law.predict(parameters, unseen, chip, measured.variant), measured.seconds[~half])
+    predicted = law.predict(parameters, unseen, chip, measured.variant)
+    errors = residual(predicted, measured.seconds[~half])
     versions = sorted({r["backend_version"] for r in measured.rows})
-    return Result(measured, Fit(parameters, errors, f"{SOURCE}: {', '.join(versions)}"), errors)
+    return Result(
+        measured,
+        Fit(parameters, errors, f"{SOURCE}: {', '.join(versions)}"),
+        errors,
+        predicted / measured.seconds[~half] - 1,
+    )
 
 
 def derived(system: str, results: Sequence[Result]) -> dict[tuple[str, str, str], Fit]:
@@ -314,10 +328,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no tables in {REFERENCE / 'kernels'}: set PARADAG_REFERENCE", file=sys.stderr)
         return 2
     only = set(options.only.split(",")) - {""}
+    everything: list[Result] = []
     fits: dict[str, dict[str, dict[tuple[str, str], Fit]]] = {}
     lines: list[Mapping[str, Any]] = []
     for system in options.system.split(","):
         results = [calibrate(t) for t in tables(system) if not only or t.kind in only]
+        everything += results
         chip = fits.setdefault(CHIPS[system], {})
         for r in results:
             chip.setdefault(r.table.engine, {})[r.table.kind, r.table.variant] = r.fit
@@ -325,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(text(lines[-1]), flush=True)
         for (engine, kind, variant), fit in derived(system, results).items():
             chip.setdefault(engine, {})[kind, variant] = fit
+    print(*pooled(everything), sep="\n")
     if options.json:
         options.json.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
     if options.write:
@@ -336,6 +353,19 @@ HEADER = """\
 Fitted figures of the cost model by chip, engine, operator class and variant; docs/calibration.md explains them.
 Written by `python benchmarks/calibrate.py --write`. Seconds where a name ends in _s, else ratios.
 rows, median, mean and bias are errors on the half of the rows that was not fitted: predicted / measured - 1."""
+
+
+def pooled(results: Sequence[Result]) -> Iterator[str]:
+    """Median absolute error of each class and chip, all rows together, and how many tables meet the aims."""
+    rows: dict[str, dict[str, list[Floats]]] = {}
+    for r in results:
+        chips = rows.setdefault(POOLS.get(r.table.kind, "collectives"), {})
+        chips.setdefault(r.table.system, []).append(np.abs(r.signed))
+    for kind, chips in rows.items():
+        medians = (f"{chip} {100 * float(np.median(np.concatenate(parts))):.1f} %" for chip, parts in chips.items())
+        yield f"{kind} (aim {100 * AIMS[kind]:.0f} %): " + ", ".join(medians)
+    met = sum(r.errors.median <= AIMS[POOLS.get(r.table.kind, "collectives")] for r in results)
+    yield f"{met} of {len(results)} tables meet the aim"
 
 
 def line(result: Result) -> dict[str, Any]:

@@ -32,4 +32,4 @@ class Terms(NamedTuple):
 def smooth_max(first: Number, second: Number, exponent: float) -> Number:
     """``(a^p + b^p)^(1/p)``: the sum at exponent 1, the maximum in the limit; increasing in both."""
     largest = np.maximum(np.maximum(first, second), 1e-30)
-    return largest * ((first / largest) ** exponent + (second / largest) ** exponent) ** (1 / exponent)
+    return largest * (1 + (np.minimum(first, second) / largest) ** exponent) ** (1 / exponent)

@@ -91,6 +91,12 @@ def _join(first: Any, second: Any) -> Any:
     return np.concatenate(parts, axis=-1)
 
 
+def expert_bytes(load: Load, hidden: Number, inter: Number, weight_bytes: Number) -> Any:
+    """Bytes of an expert FFN: weights of the visited experts, and the rows before, between and after the products."""
+    weights = load.experts.sum(axis=-1) * 3 * hidden * inter
+    return weights * weight_bytes + load.total * (2 * hidden + 3 * inter) * 2
+
+
 def experts_time(
     load: Load,
     hidden: Number,
@@ -98,6 +104,7 @@ def experts_time(
     weight_bytes: Number,
     *,
     handed: Number | None = None,
+    resident: Number = 0.0,
     peak: Number,
     bandwidth: Number,
     units: Number,
@@ -114,6 +121,7 @@ def experts_time(
         inter: Width inside one expert, on this rank.
         weight_bytes: Bytes of one weight element.
         handed: Rows that the kernel is handed; default those of the local experts (after a dispatch).
+        resident: Share of the bytes that is found in the last-level cache; 0 between the layers of a model.
         peak: Dense FLOP/s of the format.
         bandwidth: Memory bytes per second, datasheet.
         units: Multiprocessors.
@@ -123,14 +131,17 @@ def experts_time(
     rows = load.total
     count = load.experts.sum(axis=-1)
     padded = (load.experts * np.maximum(load.rows + p.row_tile * np.minimum(load.rows, 1) / 2, p.row_tile)).sum(axis=-1)
+    if handed is not None:
+        padded = padded + p.others * np.maximum(handed - rows, 0)
     heaviest = np.where(load.experts > 0, load.rows, 0).max(axis=-1)
     rate = peak * p.compute_efficiency
     weights = 3 * hidden * inter
     column = 2 * _COLUMN_TILE * (hidden + inter) / (rate / units)
     compute = 2 * padded * weights / rate + p.tail * np.minimum(heaviest, p.row_tile) * column
-    moved = count * weights * weight_bytes + rows * (2 * hidden + 3 * inter) * 2
-    memory = moved / (bandwidth * p.bandwidth_efficiency)
-    prepare = 4 * hidden * (p.prepare * rows + p.prepare_all * (rows if handed is None else handed)) / bandwidth
+    moved = expert_bytes(load, hidden, inter, weight_bytes)
+    slow = (1 - resident + resident / p.cache_gain) / bandwidth
+    memory = moved * slow / p.bandwidth_efficiency
+    prepare = 4 * hidden * (p.prepare * rows + p.prepare_all * (rows if handed is None else handed)) * slow
     latency = p.latency_s + p.expert_s * count
     time = latency + smooth_max(compute, memory, p.overlap) + prepare
     return Terms(time, compute=compute, memory=memory + prepare, latency=latency)

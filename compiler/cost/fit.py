@@ -1,8 +1,9 @@
 """Fitting a parameter set to measured latencies: robust least squares on the logarithm of the ratio.
 
-Parameters are positive, so they are fitted as logarithms, inside bounds that keep them physical. The loss is Huber's
-on ``log(predicted / measured)``: close to the mean absolute percentage error, so that a few outliers do not rule. A
-weak pull towards the starting values decides what the rows leave open. Everything is deterministic.
+Parameters are positive, so they are fitted as logarithms, inside bounds that keep them physical. The loss of
+``log(predicted / measured)`` is Huber's, close to the mean absolute percentage error, and grows more slowly still for
+large errors: rows that no parameters explain do not rule, what counts is the median. A weak pull
+towards the starting values decides what the rows leave open. Everything is deterministic.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ P = TypeVar("P", bound=Parameters)
 
 _HUBER = 0.05
 """Errors below this share count squared, larger ones linearly."""
+_FAR = 0.3
+"""Errors above this share count by their logarithm: such rows ran another kernel, or were disturbed."""
 _PULL = 1e-3
 """Weight of the starting values, per row."""
 _STEP = 1e-4
@@ -76,15 +79,18 @@ def _descend(
 
     def loss(error: Floats, point: Floats) -> float:
         size = np.abs(error)
-        huber = np.where(size < _HUBER, size**2 / (2 * _HUBER), size - _HUBER / 2).sum()
-        return float(huber + pull * ((point - origin) ** 2).sum() / 2)
+        near = np.minimum(size, _FAR)
+        huber = np.where(near < _HUBER, near**2 / (2 * _HUBER), near - _HUBER / 2)
+        beyond = _FAR * np.log(np.maximum(size / _FAR, 1.0))
+        return float((huber + beyond).sum() + pull * ((point - origin) ** 2).sum() / 2)
 
     point, damping = origin, 1e-2
     error = errors(point)
     now = loss(error, point)
     for _ in range(_ITERATIONS):
         slopes = np.stack([(errors(point + _STEP * unit) - error) / _STEP for unit in np.eye(len(names))], axis=1)
-        weighted = slopes / np.maximum(np.abs(error), _HUBER)[:, None]
+        size = np.abs(error)
+        weighted = slopes / (np.maximum(size, _HUBER) * np.maximum(size / _FAR, 1.0))[:, None]
         matrix = weighted.T @ slopes + pull * np.eye(len(names))
         gradient = weighted.T @ error + pull * (point - origin)
         for _attempt in range(8):

@@ -25,7 +25,7 @@ from ..spec.calibration import (
 )
 from ._terms import Terms
 from .attention import decode_attention_time, prefill_attention_time
-from .experts import Load, even_load, experts_time, skewed_load, uniform_load
+from .experts import Load, even_load, expert_bytes, experts_time, skewed_load, uniform_load
 from .fit import fit
 from .gemm import gemm_time
 from .hardware import Link
@@ -48,7 +48,7 @@ class Chip:
         network: Scale-out bytes per second and direction.
         domain: GPUs of a scale-up domain.
         cache: Bytes of the last-level cache; 0 leaves it out.
-        rotation: Sets of operands that a benchmark runs through in turn, so that the cache holds none.
+        rotation: Sets of weights that a benchmark of products runs through in turn.
     """
 
     peak: float
@@ -104,8 +104,9 @@ WEIGHT_BYTES: Mapping[str, float] = {
 
 def _gemm(p: GemmParameters, c: Columns, chip: Chip, variant: str) -> Terms:
     m, n, k = c["m"], c["n"], c["k"]
-    moved = n * k * WEIGHT_BYTES[variant] + 2 * m * (n + k)
-    resident = 0.0 if not chip.cache else 1 / (1 + (chip.rotation * moved / chip.cache) ** 4)
+    weights, others = n * k * WEIGHT_BYTES[variant], 2 * m * (n + k)
+    moved = weights + others
+    resident = _resident(chip.rotation * weights + others, chip, p.cache_share)
     return gemm_time(
         m,
         n,
@@ -120,6 +121,11 @@ def _gemm(p: GemmParameters, c: Columns, chip: Chip, variant: str) -> Terms:
     )
 
 
+def _resident(reused: Any, chip: Chip, share: float) -> Any:
+    """Share of the bytes that a repeated kernel finds in the last-level cache, of operands of ``reused`` bytes."""
+    return 1 / (1 + (reused / (chip.cache * share)) ** 4) if chip.cache else 0.0
+
+
 def _prefill(p: PrefillParameters, c: Columns, chip: Chip, variant: str) -> Terms:
     window = np.where(c["window"] > 0, c["window"], np.inf)
     seen = np.minimum(c["past"] + c["new"], c["new"] + window - 1)
@@ -130,6 +136,7 @@ def _prefill(p: PrefillParameters, c: Columns, chip: Chip, variant: str) -> Term
     return prefill_attention_time(
         c["batch"], c["new"], c["past"], c["heads"], c["head_dim"], v_dim, moved, cache,
         window=window, peak=chip.peak, bandwidth=chip.bandwidth, units=chip.units, parameters=p,
+        kv_heads=c["kv_heads"], resident=_resident(moved, chip, p.cache_share),
     )  # fmt: skip
 
 
@@ -149,7 +156,7 @@ def _decode_terms(
     p: DecodeParameters, c: Columns, chip: Chip, variant: str, seen: Any, kv: Any, qk: Any, v: Any, cached: Any
 ) -> Terms:
     moved = c["batch"] * (seen * cached * (1 if variant == "fp8" else 2) + c["heads"] * (qk + v) * 2)
-    resident = 0.0 if not chip.cache else 1 / (1 + (moved / chip.cache) ** 4)
+    resident = _resident(moved, chip, p.cache_share)
     return decode_attention_time(
         c["batch"], seen, c["heads"], kv, qk, v, moved, resident=resident,
         peak=chip.peak, bandwidth=chip.bandwidth, units=chip.units, parameters=p,
@@ -157,9 +164,11 @@ def _decode_terms(
 
 
 def _experts(p: ExpertParameters, c: Columns, chip: Chip, variant: str) -> Terms:
+    load, inter, width = _load(c), c["inter"] / c["moe_tp"], WEIGHT_BYTES[variant]
+    resident = _resident(expert_bytes(load, c["hidden"], inter, width), chip, p.cache_share)
     return experts_time(
-        _load(c), c["hidden"], c["inter"] / c["moe_tp"], WEIGHT_BYTES[variant],
-        handed=c["tokens"] * c["top_k"], peak=chip.peak, bandwidth=chip.bandwidth, units=chip.units, parameters=p,
+        load, c["hidden"], inter, width, handed=c["tokens"] * c["top_k"], resident=resident,
+        peak=chip.peak, bandwidth=chip.bandwidth, units=chip.units, parameters=p,
     )  # fmt: skip
 
 
@@ -198,6 +207,8 @@ def _exchange(p: ExchangeParameters, c: Columns, chip: Chip, variant: str) -> Te
 _SHARE = (0.05, 1.05)
 _OVERLAP = (1.0, 16.0)
 _START = (1e-6, 2e-4)
+_CACHED = (0.1, 5.0)
+_TILED = {"fill": 64.0, "lost": 0.8, "sustained": 0.9}
 
 _ATTENTION = {
     "latency_s": _START, "compute_efficiency": (0.02, 1.05), "bandwidth_efficiency": _SHARE, "softmax": (1.0, 3000.0),
@@ -209,16 +220,30 @@ _PREFILL = {
     "prepare": (0.001, 20.0),
     "prepare_cache": (0.001, 40.0),
     "window_pad": (1.0, 1024.0),
+    "fill": (0.1, 2000.0),
+    "cache_gain": (1.0, 10.0),
+    "cache_share": _CACHED,
 }
-_PREFILL_GRID = {"query_tile": (16.0, 64.0, 128.0, 256.0)}
-_PREFILL_STARTS = (PrefillParameters(1e-5, 0.6, 0.6), PrefillParameters(1e-5, 0.3, 0.3, softmax=300.0, prepare=0.1))
-_DECODE = {**_ATTENTION, "unit_gain": (0.2, 20.0), "sequence_s": (1e-11, 1e-6), "cache_gain": (1.0, 10.0)}
+_PREFILL_GRID = {"query_tile": (16.0, 64.0, 128.0, 256.0), "packed": (0.0, 1.0), "head_tile": (1.0, 128.0)}
+_PREFILL_STARTS = (
+    PrefillParameters(1e-5, 0.6, 0.6, fill=16.0),
+    PrefillParameters(1e-5, 0.3, 0.3, softmax=300.0, prepare=0.1, fill=16.0),
+)
+_DECODE = {
+    **_ATTENTION, "unit_gain": (0.2, 20.0), "sequence_s": (1e-11, 1e-6), "lost": (0.01, 1.0),
+    "cache_gain": (1.0, 10.0), "cache_share": _CACHED,
+}  # fmt: skip
 _DECODE_GRID = {
-    "chunk": (64.0, 128.0, 256.0, 512.0, 1024.0),
-    "row_tile": (1.0, 8.0, 16.0),
+    "chunk": (128.0, 256.0, 512.0, 1024.0),
+    "row_tile": (1.0, 8.0, 16.0, 64.0),
     "token_tile": (1.0, 16.0, 128.0),
+    "occupancy": (2.0, 8.0),
 }
-_DECODE_STARTS = (DecodeParameters(8e-6, 0.8, 0.4), DecodeParameters(8e-6, 0.7, 0.1, unit_gain=1.0))
+_DECODE_STARTS = (
+    DecodeParameters(8e-6, 0.8, 0.4),
+    DecodeParameters(8e-6, 0.7, 0.1, unit_gain=1.0),
+    DecodeParameters(8e-6, 0.7, 0.1, unit_gain=1.0, occupancy=4.0, lost=0.5),
+)
 _RING = {
     "latency_s": _START,
     "hop_s": (1e-8, 2e-5),
@@ -238,16 +263,18 @@ LAWS: Mapping[str, Law] = {
         Law(
             "gemm", ("m", "n", "k"), _gemm,
             (
-                GemmParameters(3e-6, 0.8, 0.8, issue_s=1e-6),
-                GemmParameters(5e-6, 0.7, 0.8, 0.2, 2e-10, 1e-5, prepare=1.0, issue_s=1e-6),
-                GemmParameters(8e-6, 0.6, 0.7, 0.1, 2e-9, 3e-5, prepare=2.0, row_s=1e-9, issue_s=5e-5),
+                GemmParameters(3e-6, 0.8, 0.8, issue_s=1e-6, **_TILED),
+                GemmParameters(5e-6, 0.7, 0.8, 0.2, 2e-10, 1e-5, prepare=1.0, issue_s=1e-6, **_TILED),
+                GemmParameters(8e-6, 0.6, 0.7, 0.1, 2e-9, 3e-5, prepare=2.0, row_s=1e-9, issue_s=5e-5, **_TILED),
             ),
             {
                 "latency_s": _START, "compute_efficiency": (0.1, 1.05), "bandwidth_efficiency": _SHARE,
                 "tile_penalty": (0.001, 2.0), "step_s": (1e-12, 2e-8), "split_s": (1e-7, 1e-4),
                 "overlap": _OVERLAP, "prepare": (0.001, 20.0), "row_s": (1e-13, 1e-7),
-                "cache_gain": (1.0, 10.0), "issue_s": (1e-7, 1e-3),
+                "cache_gain": (1.0, 10.0), "cache_share": _CACHED, "issue_s": (1e-7, 1e-3),
+                "fill": (1.0, 2000.0), "lost": (0.01, 1.0), "sustained": (0.4, 1.0),
             },
+            {"small_rows": (64.0, 128.0, 256.0), "splits": (1.0, 32.0)},
         ),
         Law(
             "prefill", ("batch", "new", "past", "heads", "kv_heads", "head_dim", "v_dim", "window"), _prefill,
@@ -267,12 +294,13 @@ LAWS: Mapping[str, Law] = {
         ),
         Law(
             "experts", ("tokens", "hidden", "inter", "top_k", "experts", "moe_tp", "moe_ep", "skew"), _experts,
-            (ExpertParameters(2e-5, 0.6, 0.8, prepare_all=0.5),
-             ExpertParameters(4e-5, 0.4, 0.7, prepare=4.0, prepare_all=1.0, expert_s=1e-7)),
+            (ExpertParameters(2e-5, 0.6, 0.8, prepare_all=0.5, others=0.1),
+             ExpertParameters(4e-5, 0.4, 0.7, prepare=4.0, prepare_all=1.0, expert_s=1e-7, others=0.1)),
             {
                 "latency_s": _START, "compute_efficiency": (0.02, 1.05), "bandwidth_efficiency": _SHARE,
                 "row_tile": (8.0, 256.0), "prepare": (0.01, 50.0), "prepare_all": (0.001, 20.0),
-                "expert_s": (1e-10, 2e-6), "tail": (0.01, 20.0), "overlap": _OVERLAP,
+                "expert_s": (1e-10, 2e-6), "tail": (0.01, 20.0), "overlap": _OVERLAP, "others": (0.001, 2.0),
+                "cache_gain": (1.0, 10.0), "cache_share": _CACHED,
             },
             optional={"moe_tp": 1, "moe_ep": 1, "skew": 0},
         ),

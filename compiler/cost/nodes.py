@@ -255,7 +255,7 @@ def _attention(work: Work, phase: str, moved: Number, hardware: Hardware) -> Ter
     return prefill_attention_time(
         query["batch"], new, context - new, query["heads"], qk_dim, v_dim, moved,
         work.input_types[1].local_bytes(work.extents, work.mesh),
-        window=work.attrs.get("window") or np.inf, share=attended_share(work),
+        window=work.attrs.get("window") or np.inf, kv_heads=cache.get("kv_heads", 1), share=attended_share(work),
         parameters=hardware.calibration.prefill(variant, mla=mla), **chip,
     )  # fmt: skip
 

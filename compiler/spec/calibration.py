@@ -43,12 +43,19 @@ class GemmParameters(Parameters):
         bandwidth_efficiency: Share of the memory bandwidth that weights and activations stream at.
         tile_penalty: Extra time of a 64 x 64 tile over a very large one, as a share of twice the latter.
         step_s: Seconds per element of k that the loop of one tile takes at least.
+        fill: Elements of k that a tile's start and its results take, besides those that it sums.
+        lost: Share of the units' idle time in the last wave that is lost: 1 of tiles dealt once, less where persistent
+            kernels go on with the next ones.
+        splits: Most parts that k is cut into, so that few tiles still keep all units busy; 1 where kernels do not.
         split_s: Seconds that cutting k over several tiles adds.
+        small_rows: Rows of the activations above which no tile is smaller than 128 x 128 (kernels chosen by m).
+        sustained: Rate of long products over that of short ones (power limit), reached by half at 0.5 ms.
         overlap: Exponent of the smooth maximum of compute and memory: 1 adds them, large values take the larger.
         prepare: Passes over the activations before the product (quantization), in units of one read of 2 bytes and
             one write of 1 byte per element at the full memory bandwidth.
         row_s: Seconds of those passes per row of the activations.
         cache_gain: Bandwidth of the last-level cache over that of the memory.
+        cache_share: Share of that cache that operands of a repeated product stay in; in fits only.
         issue_s: Seconds that the host needs to issue the product where no graph was captured; a product takes at
             least this long then.
     """
@@ -64,6 +71,12 @@ class GemmParameters(Parameters):
     row_s: float = 0.0
     cache_gain: float = 3.0
     issue_s: float = 0.0
+    fill: float = 0.0
+    lost: float = 1.0
+    splits: float = 8.0
+    small_rows: float = 1e8
+    sustained: float = 1.0
+    cache_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,11 @@ class PrefillParameters(Parameters):
         window_pad: Tokens beyond a sliding window that are computed and masked.
         overlap: Exponent of the smooth maximum of compute and memory.
         query_tile: New tokens of a sequence are padded to a multiple of this.
+        packed: 1 where a tile holds the query heads of a KV head together, so that fewer tokens fill it; else 0.
+        head_tile: Heads are padded to a power of two of features, not below this; 0 leaves them.
+        fill: Pairs that one query costs besides those that it sees (start and end of a tile, masks).
+        cache_gain: Bandwidth of the last-level cache over that of the memory.
+        cache_share: Share of that cache that operands of a repeated call stay in; in fits only.
     """
 
     latency_s: float
@@ -93,6 +111,11 @@ class PrefillParameters(Parameters):
     window_pad: float = 128.0
     overlap: float = 3.0
     query_tile: float = 128.0
+    packed: float = 0.0
+    head_tile: float = 0.0
+    fill: float = 0.0
+    cache_gain: float = 3.0
+    cache_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,14 +126,17 @@ class DecodeParameters(Parameters):
         latency_s: Seconds of an empty call.
         bandwidth_efficiency: Share of the memory bandwidth with every unit busy.
         compute_efficiency: Share of the dense peak.
-        unit_gain: Bandwidth that one unit reaches alone, over its even share of the memory bandwidth.
-        chunk: Tokens of a cache that are not cut over several units.
+        unit_gain: Bandwidth that one piece of work reaches alone, over the even share of its place in a unit.
+        chunk: Tokens of a cache that are not cut over several places.
+        occupancy: Pieces of work that one unit holds at a time; caches are cut until all places are taken.
+        lost: Share of the idle time in the last wave of pieces that is lost.
         softmax: FLOPs at the compute rate that one (query, key) pair costs besides its products.
         sequence_s: Seconds per sequence and KV head (scheduling, merging).
         overlap: Exponent of the smooth maximum of compute and memory.
         row_tile: Query heads of one KV head are padded to a multiple of this (the rows of a tensor-core product).
         token_tile: Tokens that the arithmetic works on at least, masked where the context is shorter.
         cache_gain: Bandwidth of the last-level cache over that of the memory.
+        cache_share: Share of that cache that operands of a repeated call stay in; in fits only.
     """
 
     latency_s: float
@@ -124,6 +150,9 @@ class DecodeParameters(Parameters):
     row_tile: float = 16.0
     token_tile: float = 64.0
     cache_gain: float = 3.0
+    occupancy: float = 1.0
+    lost: float = 1.0
+    cache_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -138,9 +167,12 @@ class ExpertParameters(Parameters):
         prepare: Passes over the rows of local experts besides the products (permutation, quantization), in units of
             one read and one write of 2 bytes per element at the full memory bandwidth.
         prepare_all: The same over all rows that the kernel is handed, those of other ranks' experts included.
+        others: Rows that the products work on for each row of another rank's expert that the kernel is handed.
         expert_s: Seconds per local expert (descriptors, sorting).
         tail: Share of the heaviest expert's time on one column of tiles that comes on top.
         overlap: Exponent of the smooth maximum of compute and memory.
+        cache_gain: Bandwidth of the last-level cache over that of the memory.
+        cache_share: Share of that cache that operands of a repeated call stay in; in fits only.
     """
 
     latency_s: float
@@ -152,6 +184,9 @@ class ExpertParameters(Parameters):
     expert_s: float = 1e-8
     tail: float = 0.5
     overlap: float = 3.0
+    others: float = 0.0
+    cache_gain: float = 3.0
+    cache_share: float = 1.0
 
 
 @dataclass(frozen=True)
