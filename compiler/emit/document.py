@@ -128,16 +128,20 @@ class PrefillSummary(_Summary):
     """Figures of a prefill DAG."""
 
     ttft_s: Quantity = Field(description="Time to the first token: prefill_s and, where it is finite, queue_s.")
-    prefill_s: Quantity | None = Field(default=None, description="From PrefillBegin to the last first token.")
+    prefill_s: Quantity | None = Field(
+        default=None, description="From PrefillBegin to the last first token (mode mixed: of one micro-batch)."
+    )
     queue_s: Quantity | None = Field(
-        default=None, description="Mean wait at the workload's rate; null without a rate, or where the queue grows."
+        default=None,
+        description="Mean wait for a turn: at the workload's rate, and in mode mixed for the decode step that runs; "
+        "null where nothing is said of arrivals, or where the queue grows.",
     )
 
 
 class DecodeSummary(_Summary):
     """Figures of a decode DAG."""
 
-    tpot_s: Quantity
+    tpot_s: Quantity = Field(description="Seconds from token to token; in mode mixed with the prompts of others.")
     steady_tpot_s: Quantity | None = Field(
         default=None, description="With the prompts of a steady continuous batch; null where prefill is not compiled."
     )
