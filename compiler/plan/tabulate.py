@@ -176,7 +176,7 @@ class Tabulator:
     def _candidates(self, costs: PhaseCosts, phase: Phase, capacity: float) -> Candidates:
         """Strategies of legal layouts whose weights fit."""
         q, layouts = self.question, costs.layouts
-        parts: list[Ints] = []
+        parts: list[Ints] = [np.zeros((5, 0), dtype=np.int64)]
         for ranks in np.unique(layouts.ranks).tolist():
             mine = np.flatnonzero(layouts.ranks == ranks)
             for pp in range(1, min(q.gpus // ranks, q.spec.model.layers.count) + 1):

@@ -242,6 +242,10 @@ def _family(library: Library, name: str, entry: CatalogEntry | None) -> list[tup
         found += [(f"{c} (also {entry.architecture})", [c]) for c in same]
         generation = [c for c in near if _generation(accelerator(c)) == _generation(entry) and c not in same]
         found += [(f"{c} (same generation)", [c]) for c in generation]
+        if not found:
+            # Laws of tiles and waves carry over between multiprocessors of about the same speed.
+            alike = sorted(measured, key=lambda c: _distance(accelerator(c), entry, per_unit=True))
+            found = [(f"{c} (nearest per multiprocessor)", [c]) for c in alike]
     return [*found, ("median of all measured chips", measured)]
 
 
@@ -249,8 +253,10 @@ def _generation(entry: CatalogEntry) -> tuple[str, str]:
     return entry.vendor, entry.compute_capability.split(".")[0]
 
 
-def _distance(a: CatalogEntry, b: CatalogEntry) -> float:
-    return abs(log(a.peaks["bf16"] / b.peaks["bf16"])) + abs(log(a.bandwidth / b.bandwidth))
+def _distance(a: CatalogEntry, b: CatalogEntry, *, per_unit: bool = False) -> float:
+    """How far two chips are apart in peak and bandwidth, of the whole chips or of their multiprocessors."""
+    units = log(a.units / b.units) if per_unit and a.units and b.units else 0.0
+    return abs(log(a.peaks["bf16"] / b.peaks["bf16"]) - units) + abs(log(a.bandwidth / b.bandwidth) - units)
 
 
 def _inherit(
