@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import isfinite, log
+from math import ceil, isfinite, log
 from typing import NamedTuple
 
 from ...passes.analysis.memory import analyse_memory, weight_bytes
@@ -217,15 +217,16 @@ class Arranger:
         spec, work, n = self.asked(deployment), self.spec.workload, deployment.numbers
         prefill, decode = (timings.get(p) or self.timing(spec, p) for p in ("prefill", "decode"))
         replicas = {s.phase: s.degree("dp") for s in deployment.strategies}
+        turns = {s.phase: s.microbatches for s in deployment.strategies}
         ttft = prefill.latency + self._queue(deployment, prefill)
         if deployment.separate:
-            size = build_items(spec, "prefill")[0].batch
+            size = ceil(ceil(n.batch / replicas["prefill"]) / turns["prefill"])
             sent = 1 / max(prefill.each, n.kv_transfer_s / size)
             served = n.batch / (work.output * decode.latency)
             return ttft, decode.latency, min(sent * replicas["prefill"], served)
-        turns, share = len(build_items(spec, "decode")), n.batch / replicas["decode"]
+        share = n.batch / replicas["decode"]
         tpot = float(steady_tpot(decode.latency, prefill.each, share, work.output))
-        return ttft + float(step_wait(decode.latency, turns)), tpot, n.batch / (work.output * tpot)
+        return ttft + float(step_wait(decode.latency, turns["decode"])), tpot, n.batch / (work.output * tpot)
 
     def _queue(self, deployment: Deployment, prefill: Timing) -> float:
         """Seconds that a prompt waits at the required rate; none where the queue grows without end."""

@@ -181,7 +181,7 @@ def cluster(name: str, **chip: object) -> ClusterSpec:
         ("a100_pcie_80gb", "a100_sxm_80gb (also Ampere)"),
         ("h20", "h100_sxm (also Hopper)"),
         ("b300_sxm", "b200_sxm (same generation)"),
-        ("mi300x", "median of all measured chips"),
+        ("mi300x", "a100_sxm_80gb (nearest per multiprocessor)"),
     ],
 )
 def test_chips_inherit_from_the_nearest_family(name: str, origin: str) -> None:
