@@ -19,6 +19,7 @@ from .result import Columns, Deployment, Miss, Numbers, Plan
 from .space import Candidates
 
 if TYPE_CHECKING:
+    from .phase import Needs
     from .question import Question
     from .replicas import Replicas
     from .table import PhaseTable
@@ -65,6 +66,7 @@ def answer(
         # the closest: by the requirement that is missed most, then by the objective
         order = ranking(pairs, question.objective, question.per_gpu, output, work.rate)
         order = order[np.argsort(worst[order], kind="stable")]
+    writer.remember(np.concatenate([front, order[: 4 * question.top]]))
     top = tuple(writer.distinct(order, question.top))
     chosen = top[0] if len(feasible) else None
     return Plan(
@@ -105,6 +107,7 @@ class _Writer:
     ) -> None:
         self.question, self.tables, self.pairs, self.options = question, tables, pairs, options
         self.factors, self.output = factors, output
+        self._shared: dict[tuple[int, int], Needs] = {}
 
     def deployment(self, index: int) -> Deployment:
         pairs, question = self.pairs, self.question
@@ -179,9 +182,8 @@ class _Writer:
         rows = {p: int(o.strategy[i]) for p, (o, i) in chosen.items()}
         needs = {p: (t.alone if separate else t.needs)[[rows[p]]] for p, t in self.tables.items() if p in chosen}
         if self.question.continuous and not separate:
-            table, row, dp = self.tables["prefill"], rows["prefill"], int(chosen["prefill"][0].dp[chosen["prefill"][1]])
-            kept, times = self.question.kept("prefill")[1:], (self._rounds(row, dp, batch),)
-            needs["prefill"] = table.costs.needs(table.candidates[[row]], kept, times=times)[0]
+            row, dp = rows["prefill"], int(chosen["prefill"][0].dp[chosen["prefill"][1]])
+            needs["prefill"] = self._beside(row, self._rounds(row, dp, batch))
         total = {p: float(need.total[0]) for p, need in needs.items()}
         if len(chosen) < 2:
             return total
@@ -192,6 +194,29 @@ class _Writer:
             total["prefill"] += float(needs["decode"].weights[0])
             total["decode"] += float(needs["prefill"].weights[0])
         return total
+
+    def _beside(self, row: int, rounds: int) -> Needs:
+        """Memory of a prefill strategy of a continuous batch on shared GPUs, with the caches of so many rounds."""
+        if (row, rounds) not in self._shared:
+            self._look_at([(row, rounds)])
+        return self._shared[row, rounds]
+
+    def remember(self, indices: Ints) -> None:
+        """Find the memory of several deployments at once."""
+        pairs, found = self.pairs, []
+        if self.question.continuous:
+            for index in indices[~pairs.separate[indices]].tolist():
+                option = self.options[0]["prefill", False]
+                row, dp = (int(c[pairs.prefill[index]]) for c in (option.strategy, option.dp))
+                found.append((row, self._rounds(row, dp, int(pairs.batch[index]))))
+        if found:
+            self._look_at(list(dict.fromkeys(found)))
+
+    def _look_at(self, rounds: Sequence[tuple[int, int]]) -> None:
+        table, kept = self.tables["prefill"], self.question.kept("prefill")[1:]
+        rows, times = (np.array(column) for column in zip(*rounds, strict=True))
+        needs = table.costs.needs(table.candidates[rows], kept, times=(times,))[0]
+        self._shared.update({key: needs[[place]] for place, key in enumerate(rounds)})
 
     def _misses(self, index: int, numbers: Numbers) -> tuple[Miss, ...]:
         require, rate = self.question.spec.workload.require, self.question.spec.workload.rate

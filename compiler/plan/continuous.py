@@ -13,7 +13,7 @@ be sent; decode's share / (output * interval). `compile` says the same of a work
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -33,9 +33,6 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 Tables = Mapping[Phase, PhaseTable]
-
-MANY = 1 << 14
-"""Deployments from which on it pays to thin them out before all are compared."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,8 @@ def continuous_deployments(
             _shared(question, replicas, tables, capacity, strict=strict),
             *_pools(question, replicas, tables, capacity, strict=strict),
         ]
-    return _numbered(question, replicas, tables, parts)
+    pairs = Pairs.joined(parts)
+    return _numbered(replicas, tables, pairs if np.isinf(capacity) else _best(pairs))
 
 
 # --- shared GPUs ------------------------------------------------------------------------------------------------------
@@ -112,7 +110,7 @@ def _shared(question: Question, replicas: Replicas, tables: Tables, capacity: fl
         transfer=np.where(_moves(prefill, some.prefill), prefill.transfer[some.prefill], 0.0),
         complexity=_complexity(replicas, tables, some.prefill, some.decode, dp),
     )
-    return _best(pairs[good])
+    return pairs[good]
 
 
 def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool) -> Turns:
@@ -157,19 +155,11 @@ def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: flo
 
 def _room(question: Question, table: PhaseTable, mine: Ints, capacity: float) -> Ints:
     """How many of the tried sizes of a replica leave room for each prefill strategy: more sequences need more."""
-    shares, work = np.array(question.batches), question.spec.workload
-    longest = work.sequence[1] if work.sequence else None
-    low, high = np.zeros(len(mine), dtype=np.int64), np.full(len(mine), len(shares))
-    tried = high - 1
-    while len(open_ := np.flatnonzero(low < high)):
-        some = table.candidates[mine[open_]]
-        times = -(-shares[tried[open_]] // np.maximum(1, some.batch))
-        need = table.costs.needs(some, (work.input + work.output,), longest, (times,))[0]
-        fits = np.where(_moves(table, mine[open_]), need.moving, need.longest) <= capacity
-        low[open_] = np.where(fits, tried[open_] + 1, low[open_])
-        high[open_] = np.where(fits, high[open_], tried[open_])
-        tried = (low + high) // 2
-    return low
+    needs, size = table.needs[mine], table.candidates.batch[mine]
+    rounds = np.where(_moves(table, mine), needs.rounds_moving, needs.rounds)
+    # What one sequence of the longest takes does not hang on how many others there are.
+    rounds = np.where(np.where(_moves(table, mine), needs.moving, needs.longest) <= capacity, rounds, 0.0)
+    return np.searchsorted(question.batches, rounds * size, side="right")
 
 
 def _moves(prefill: PhaseTable, mine: Ints) -> NDArray[np.bool_]:
@@ -280,7 +270,7 @@ def _paired(question: Question, replicas: Replicas, tables: Tables, first: _Pool
         transfer=prefill.transfer[p.strategy],
         complexity=_complexity(replicas, tables, p.strategy, d.strategy, p.dp * d.dp) + 1,
     )
-    return _best(pairs)
+    return _thinned(pairs)
 
 
 # --- what both share --------------------------------------------------------------------------------------------------
@@ -340,14 +330,18 @@ def _band(group: Ints, *columns: Floats) -> Ints:
     return np.sort(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
 
-def _best(pairs: Pairs) -> Pairs:
-    """What few deployments of as many GPUs beat in everything; of equal ones the simplest."""
+def _thinned(pairs: Pairs) -> Pairs:
+    """Of deployments with equal TPOT and GPUs those that few others beat; of equal ones the simplest."""
     pairs = pairs[np.argsort(pairs.complexity, kind="stable")]
-    if len(pairs) > MANY:
-        # Of those with equal TPOT few need to be held against all.
-        alike = np.unique(pairs.tpot, return_inverse=True)[1].reshape(-1) * (int(pairs.gpus.max()) + 1) + pairs.gpus
-        pairs = pairs[grouped_band(alike, pairs.ttft, -pairs.requests, LAYERS)]
-    return pairs[_band(pairs.gpus, pairs.ttft, pairs.tpot, -pairs.requests)]
+    alike = np.unique(pairs.tpot, return_inverse=True)[1].reshape(-1)
+    alike = alike * (int(pairs.gpus.max(initial=0)) + 1) + pairs.gpus
+    return pairs[grouped_band(alike, pairs.ttft, -pairs.requests, LAYERS)]
+
+
+def _best(pairs: Pairs) -> Pairs:
+    """What few deployments of as many GPUs, shared or not, beat in everything; of equal ones the simplest."""
+    pairs = pairs[np.argsort(pairs.complexity, kind="stable")]
+    return pairs[_band(2 * pairs.gpus + pairs.separate, pairs.ttft, pairs.tpot, -pairs.requests)]
 
 
 def _complexity(replicas: Replicas, tables: Tables, p: Ints, d: Ints, dp: Ints) -> Ints:
@@ -377,11 +371,8 @@ def _whatever_fits_least(question: Question, tables: Tables) -> Pairs:
     )
 
 
-def _numbered(
-    question: Question, replicas: Replicas, tables: Tables, parts: Sequence[Pairs]
-) -> tuple[Pairs, OptionSets]:
+def _numbered(replicas: Replicas, tables: Tables, pairs: Pairs) -> tuple[Pairs, OptionSets]:
     """The deployments with their strategies as options, each strategy with its replicas once."""
-    pairs = Pairs.joined(parts)
     chosen: dict[tuple[Phase, bool], Options] = {}
     columns: dict[Phase, Ints] = {p: np.full(len(pairs), -1) for p in ("prefill", "decode")}
     for separate in (False, True):

@@ -32,12 +32,16 @@ class Needs:
         with_transfer: The same where the cache moves to other GPUs or another layout.
         weights: Weights of the stage that has most of them.
         longest: What must fit at least: the total, with the cache of the longest sequence alone where that is more.
+        rounds: How often the caches of the strategy's sequences fit beside all else.
+        rounds_moving: The same where the cache moves to other GPUs or another layout.
     """
 
     total: Floats
     with_transfer: Floats
     weights: Floats
     longest: Floats
+    rounds: Floats
+    rounds_moving: Floats
 
     @cached_property
     def moving(self) -> Floats:
@@ -137,6 +141,10 @@ class PhaseCosts:
                 out.total[mine] = out.longest[mine] = full.max(axis=0)
                 out.with_transfer[mine] = (moving + cached).max(axis=0)
                 out.weights[mine] = weights.max(axis=0)
+                with np.errstate(divide="ignore"):
+                    out.rounds[mine], out.rounds_moving[mine] = (
+                        np.floor(((self.hardware.memory - own) / held[tokens]).min(axis=0)) for own in (fixed, moving)
+                    )
                 if longest is not None:
                     one = _at_fullest(fixed + held[longest], held[longest]) / np.maximum(1, sequences[mine])
                     left = out.total[mine] - _at_fullest(full, cached)
