@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ...passes.analysis.memory import analyse_memory, weight_bytes
 from ...passes.analysis.stage_times import busiest_each, phase_latency, phase_servers
+from ...passes.validation import stage_layers
 from ..build import build_items, cache_tokens, cached_sequences, needs_transfer, phase_mesh, pools_separate, two_layouts
 from ..cost import Hardware, node_costs
 from ..cost.serving import arrival_wait, steady_tpot, step_wait
@@ -74,11 +75,13 @@ class Arranger:
         return chosen_spec(self.spec, deployment, continuous=self.continuous)
 
     def graph(self, spec: Spec, phase: Phase) -> Graph:
-        """The lowered graph of a phase."""
-        key = _key(spec, phase)
+        """The lowered graph of a phase; how its layers are dealt to stages changes nothing else of it."""
+        strategy = spec.strategy(phase)
+        assert strategy is not None
+        key = (_with_layers(strategy, ()), *_key(spec, phase)[1:])
         if key not in self._graphs:
             self._graphs[key] = lowered(spec, phase, self.context)
-        return self._graphs[key]
+        return replace(self._graphs[key], stages=stage_layers(spec, phase))
 
     # --- orders of axes ---------------------------------------------------------------------------------------------
 
@@ -155,7 +158,8 @@ class Arranger:
         if best == start:
             return deployment
         strategies = tuple(_with_layers(s, best) if s.phase in phases else s for s in deployment.strategies)
-        found = self.measured(replace(deployment, strategies=strategies), phases)
+        timings = {p: Timing(t.latency(best), t.each(best)) for p, t in times.items()}
+        found = self._weighed(replace(deployment, strategies=strategies), self.numbers(deployment, timings))
         fits = max(found.numbers.memory_bytes.values()) <= self.hardware.memory
         return self._judged(found) if fits and self._gains(found.numbers, deployment.numbers) else deployment
 
@@ -168,6 +172,11 @@ class Arranger:
 
     def measured(self, deployment: Deployment, phases: Sequence[Phase]) -> Deployment:
         """The deployment with figures of its own lowered graphs: latency of some phases, and memory."""
+        spec = self.asked(deployment)
+        return self._weighed(deployment, self.numbers(deployment, {p: self.timing(spec, p) for p in phases}))
+
+    def _weighed(self, deployment: Deployment, numbers: Numbers) -> Deployment:
+        """The deployment with figures, and with the memory of its own lowered graphs."""
         spec, hardware = self.asked(deployment), self.hardware
         graphs = {s.phase: self.graph(spec, s.phase) for s in deployment.strategies}
         memory: dict[Phase, float] = {}
@@ -177,8 +186,7 @@ class Arranger:
             kept, cached = cache_tokens(spec, phase), cached_sequences(spec, phase)
             report = analyse_memory(graph, hardware.memory, kept, other_weights=other, cached=cached)
             memory[phase] = report.fullest.total
-        timings = {p: self.timing(spec, p) for p in phases}
-        return replace(deployment, numbers=replace(self.numbers(deployment, timings), memory_bytes=memory))
+        return replace(deployment, numbers=replace(numbers, memory_bytes=memory))
 
     def timing(self, spec: Spec, phase: Phase) -> Timing:
         """Seconds of a phase as its lowered graph has them."""
