@@ -21,7 +21,6 @@ from .space import Candidates
 if TYPE_CHECKING:
     from .phase import Needs
     from .question import Question
-    from .replicas import Replicas
     from .table import PhaseTable
 
 Ints = NDArray[np.int64]
@@ -35,7 +34,6 @@ PARETO = 64
 
 def answer(
     question: Question,
-    replicas: Replicas,
     tables: Tables,
     pairs: Pairs,
     options: PhaseOptions,
@@ -47,7 +45,6 @@ def answer(
 
     Args:
         question: What was asked.
-        replicas: What is known of strategies with replicas.
         tables: Strategies of the phases.
         pairs: Deployments.
         options: What the deployments' columns number.
@@ -293,9 +290,12 @@ def distance(question: Question, top: Sequence[Deployment]) -> float | None:
         a, b = (n.tpot_s if n.tpot_s is not None else n.ttft_s or 0.0 for n in (first, second))
         if b > a:
             return b / a - 1
+    # More than what arrives is not served.
+    rate = question.spec.workload.rate
+    served = [n.tokens_per_s * min(1.0, rate / n.requests_per_s if rate else 1.0) for n in (first, second)]
     if question.per_gpu or question.objective == "balanced":
-        return 1 - second.tokens_per_s_per_gpu / first.tokens_per_s_per_gpu
-    return 1 - second.tokens_per_s / first.tokens_per_s
+        return 1 - served[1] / second.gpus / (served[0] / first.gpus)
+    return 1 - served[1] / served[0]
 
 
 def _columns(table: PhaseTable) -> Columns:

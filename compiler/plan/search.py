@@ -71,8 +71,8 @@ def find_plan(
     if not len(pairs) and all(len(table.smallest) for table in tables.values()):
         nearest = tabulator.nearest(tables)
         pairs, options = _deployments(question, replicas, nearest, tabulator.capacity, strict=False)
-        return answer(question, replicas, nearest, pairs, options, complete=complete, counts=tables)
-    return placed(answer(question, replicas, tables, pairs, options, complete=complete), question)
+        return answer(question, nearest, pairs, options, complete=complete, counts=tables)
+    return placed(answer(question, tables, pairs, options, complete=complete), question)
 
 
 def _deployments(

@@ -87,7 +87,9 @@ def _next_best(facts: Facts) -> list[str]:
         text = f"The next best ties in {name}, and what the objective looks at next decides"
     reason = ""
     if worse < 0 and plan.objective == "throughput":
-        reason = f", within the tolerance of {100 * TOLERANCE:g} %, and takes more GPUs"
+        rate_given = facts.spec.workload.rate is not None
+        why = "more than what arrives is not served" if rate_given else f"within the tolerance of {100 * TOLERANCE:g} %"
+        reason = f", {why}, and takes more GPUs"
     lines = [f"{text}{reason}. It differs in:", ""]
     return [*lines, *(f"- {what}" for what in _differences(chosen, other)), ""]
 
