@@ -23,6 +23,9 @@ from .result import Deployment, Plan
 if TYPE_CHECKING:
     from .question import Question
 
+ARRANGED = 3
+"""Deployments that are arranged, the best ones."""
+
 NAME = "placement"
 """Name of the assumption that tells what was compared."""
 
@@ -38,7 +41,7 @@ def placed(plan: Plan, question: Question) -> Plan:
     arranger = Arranger(
         question.spec, question.hardware, plan.objective, continuous=question.continuous, context=question.context
     )
-    improved = [arranger.improved(d) for d in plan.top]
+    improved = [*(arranger.improved(d) for d in plan.top[:ARRANGED]), *plan.top[ARRANGED:]]
     made = (*plan.assumptions, *_told(arranger.compared, improved, plan.top))
     if any(a is not b for a, b in zip(improved, plan.top, strict=True)):
         plan = _ranked(plan, improved, question)
@@ -51,8 +54,8 @@ def _told(compared: int, improved: Sequence[Deployment], before: Sequence[Deploy
     if compared:
         yield Assumption(
             NAME,
-            f"{compared} arrangements compared within the chosen degrees; better in {better} of {len(before)} "
-            "deployments",
+            f"{compared} arrangements compared within the chosen degrees; better in {better} of "
+            f"{min(ARRANGED, len(before))} deployments",
             "the search lays axes out as pp adp sp tp and balances stages by bytes; other orders of axes and "
             "neighbouring splits of layers are tried for its best deployments only",
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from ..cost import Hardware
 from ..spec import LoadedSpec
@@ -49,9 +51,36 @@ def find_plan(
         DiagnosticError: the cluster lacks a figure (PD013).
         KeyboardInterrupt: interrupted before there was any answer; later the plan is the best so far.
     """
-    question = Question(
-        loaded, objective, top=top, max_gpus=max_gpus, law=law, bounds=bounds, hardware=hardware, context=context
-    )
+    with _uncollected():
+        return _found(
+            Question(
+                loaded,
+                objective,
+                top=top,
+                max_gpus=max_gpus,
+                law=law,
+                bounds=bounds,
+                hardware=hardware,
+                context=context,
+            ),
+            progress,
+        )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of reference cycles: a search makes none, and collections would take a sixth of it."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
+
+
+def _found(question: Question, progress: Progress) -> Plan:
+    """The answer to a question; see :func:`find_plan`."""
     tabulator, replicas = Tabulator(question, progress), Replicas(question)
     tables = {phase: tabulator.table(phase) for phase in question.phases}
     complete = True

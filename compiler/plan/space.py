@@ -62,7 +62,7 @@ class Bounds:
 COARSE = Bounds(microbatches=16, trips=8, least_chunk=1024, chunk_step=4)
 """Where the batch is searched as well, or more than :data:`FINE_GPUS` GPUs are there."""
 
-CONTINUOUS = Bounds(trips=16, least_chunk=1024)
+CONTINUOUS = Bounds(trips=16, least_chunk=1024, chunk_step=4)
 """Where prompts enter prefill a few at a time: a micro-batch is small already."""
 
 FINE_GPUS = 32
@@ -242,7 +242,7 @@ def prompt_schedules(sizes: Sequence[int], prompt: int, bounds: Bounds) -> Ints:
 def turn_schedules(batches: Sequence[int], pp: int) -> Ints:
     """[3, schedules] (batch, micro-batches, chunk) of sequences that decode steadily on ``pp`` stages.
 
-    One micro-batch, or as many as stages, or twice as many: fewer than stages leave bubbles, more cost launches.
+    As many micro-batches as stages, or twice as many: fewer take as many turns of larger ones, more cost launches.
     """
-    rows = [(b, count, 0) for b in batches for count in sorted({1, min(b, pp), min(b, 2 * pp)})]
+    rows = [(b, count, 0) for b in batches for count in sorted({min(b, pp), min(b, 2 * pp)})]
     return np.array(rows, dtype=np.int64).reshape(-1, 3).T

@@ -64,7 +64,7 @@ def _schedules(facts: Facts, bounds: Bounds) -> str:
     if facts.continuous:
         return (
             "requests come and go one by one: prompts enter prefill in micro-batches of powers of two; sequences "
-            f"decode in one micro-batch, as many as stages or twice as many; {chunks}"
+            f"decode in as many micro-batches as stages or twice as many; {chunks}"
         )
     return f"micro-batches in powers of two, and those times the stages, up to {bounds.microbatches}; {chunks}"
 
