@@ -242,7 +242,7 @@ def _family(library: Library, name: str, entry: CatalogEntry | None) -> list[tup
         found += [(f"{c} (also {entry.architecture})", [c]) for c in same]
         generation = [c for c in near if _generation(accelerator(c)) == _generation(entry) and c not in same]
         found += [(f"{c} (same generation)", [c]) for c in generation]
-        if not found:
+        if not found and entry.units:
             # Laws of tiles and waves carry over between multiprocessors of about the same speed.
             alike = sorted(measured, key=lambda c: _distance(accelerator(c), entry, per_unit=True))
             found = [(f"{c} (nearest per multiprocessor)", [c]) for c in alike]

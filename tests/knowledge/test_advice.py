@@ -17,8 +17,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "ir_examples"
 WARNINGS = {
     "deepseek-v3-decode-ep144": ["PD305"],
     "deepseek-v3-decode-ep320": ["PD305"],
-    "deepseek-v3-disaggregated": ["PD305", "PD312"],
-    "deepseek-v3-prefill-ep32": ["PD305"],
+    "deepseek-v3-disaggregated": ["PD305", "PD310", "PD312"],
+    "deepseek-v3-prefill-ep32": ["PD305", "PD310"],
     "qwen3-235b-a22b-ep32": ["PD305", "PD310"],
     "qwen3-235b-a22b-pp4-ep32-tp16": ["PD310"],
 }

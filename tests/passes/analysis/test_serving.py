@@ -64,13 +64,13 @@ def test_fused_operators_move_their_bytes_and_measured_ones_take_nothing() -> No
 
 def test_products_that_are_fed_their_format_quantize_nothing() -> None:
     narrow = compile_strategy(TEXT.format("tp 2").replace("layers 8", "layers 8 dtype fp8")).phases["prefill"]
-    feeds = {"fp8": ("norm", "activation")}
+    feeds = {"fp8_block": ("norm", "activation")}
     for rows in (1, 4096):
         plain, fed = (
             StepTimes(narrow.graph, narrow.hardware, **options).parts(1, rows, rows).body.sum()
             for options in ({}, {"quantizing": feeds})
         )
-        own, wide = (narrow.hardware.calibration.gemm(name) for name in ("fp8", "bf16"))
+        own, wide = (narrow.hardware.calibration.gemm(name) for name in ("fp8_block", "bf16"))
         launches = max(0.0, own.latency_s - wide.latency_s)
         # of a layer's products, those behind a norm (two, 1024 wide) and the activation (2048 on a rank)
         passes = own.prepare * 3 * rows * (1024 + 1024 + 2048) / narrow.hardware.bandwidth + 3 * own.row_s * rows
