@@ -36,10 +36,13 @@ EXPERTS = {f"expert.{part}" for part in ("gate", "up", "down", "gate_bias", "up_
 OTHERWISE: Mapping[str, set[str]] = {
     # the plan leaves latent attention whole on every rank; ours cuts its heads, as inference engines do
     "DeepseekV3": {"wq_b", "uk", "uv", "wo"},
-    # the config has no plan for TP, and the class cuts no more than the LM head
-    "GptOss": HEADS | EXPERTS | {"embedding"},
+    # the config has no plan for TP, and the class cuts no more than the LM head and, since 5.24, the embedding
+    "GptOss": HEADS | EXPERTS,
 }
 """Weights that our ranks cut otherwise than the plan for TP, on purpose."""
+
+CHANGED: Mapping[str, set[str]] = {"GptOss": {"embedding"}}
+"""Weights that only some releases of ``transformers`` leave whole."""
 
 
 @cache
@@ -100,7 +103,8 @@ def differing(model: str, kind: str) -> set[str]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_tensor_parallel_shards(model: str) -> None:
-    assert differing(model, "tp") == OTHERWISE.get(model, set())
+    expected = OTHERWISE.get(model, set())
+    assert expected <= differing(model, "tp") <= expected | CHANGED.get(model, set())
 
 
 @pytest.mark.parametrize("model", MOE)
