@@ -302,6 +302,12 @@ def arrival_wait(service: Number, rate: Number) -> Number:
     return np.where(load < 1, wait, np.inf)
 
 
+def settled_wait(service: Number, rate: Number) -> Number:
+    """:func:`arrival_wait` where the queue has a mean; 0 where more arrive than are served."""
+    wait = arrival_wait(service, rate)
+    return np.where(np.isfinite(wait), wait, 0.0)
+
+
 def step_wait(interval: Number, microbatches: Number) -> Number:
     """Mean seconds that a prompt waits for the decode step that runs: half of one micro-batch's turn.
 

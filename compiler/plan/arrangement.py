@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil, isfinite, log
+from math import ceil, log
 from typing import NamedTuple
 
 from ...passes.analysis.memory import analyse_memory, weight_bytes
@@ -12,7 +12,7 @@ from ...passes.analysis.stage_times import busiest_each, phase_latency, phase_se
 from ...passes.validation import stage_layers
 from ..build import build_items, cache_tokens, cached_sequences, needs_transfer, phase_mesh, pools_separate, two_layouts
 from ..cost import Hardware, node_costs
-from ..cost.serving import arrival_wait, steady_tpot, step_wait
+from ..cost.serving import settled_wait, steady_tpot, step_wait
 from ..ir.graph import Graph
 from ..spec import Spec, StrategySpec
 from ..spec.strategy import Phase
@@ -241,8 +241,7 @@ class Arranger:
         rate, strategy = self.spec.workload.rate, deployment.strategy("prefill")
         if rate is None or strategy is None:
             return 0.0
-        wait = float(arrival_wait(prefill.each, rate / strategy.degree("dp")))
-        return wait if isfinite(wait) else 0.0
+        return float(settled_wait(prefill.each, rate / strategy.degree("dp")))
 
     def worth(self, numbers: Numbers) -> Worth:
         """What figures of one deployment are worth: first the requirement missed most, then the objective's.

@@ -95,7 +95,7 @@ def _shared(question: Question, replicas: Replicas, tables: Tables, capacity: fl
     batch = decode.candidates.batch[some.decode] * dp
     good, gpus = replicas.admitted(decode, some.decode, dp, batch)
     also, others = replicas.admitted(prefill, some.prefill, dp, batch)
-    ttft = some.ttft + _queue(replicas, prefill, some.prefill, dp)
+    ttft = some.ttft + replicas.queue(prefill, some.prefill, dp)
     good &= also & _met(question, ttft, some.tpot, strict=strict) & _asked(question, batch)
     pairs = Pairs(
         options=np.zeros(len(row), dtype=np.int64),
@@ -107,7 +107,7 @@ def _shared(question: Question, replicas: Replicas, tables: Tables, capacity: fl
         ttft=ttft,
         tpot=some.tpot,
         requests=some.requests * dp,
-        transfer=np.where(_moves(prefill, some.prefill), prefill.transfer[some.prefill], 0.0),
+        transfer=np.where(prefill.parts_sequences(some.prefill), prefill.transfer[some.prefill], 0.0),
         complexity=_complexity(replicas, tables, some.prefill, some.decode, dp),
     )
     return pairs[good]
@@ -156,15 +156,10 @@ def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: flo
 def _room(question: Question, table: PhaseTable, mine: Ints, capacity: float) -> Ints:
     """How many of the tried sizes of a replica leave room for each prefill strategy: more sequences need more."""
     needs, size = table.needs[mine], table.candidates.batch[mine]
-    rounds = np.where(_moves(table, mine), needs.rounds_moving, needs.rounds)
+    rounds = np.where(table.parts_sequences(mine), needs.rounds_moving, needs.rounds)
     # What one sequence of the longest takes does not hang on how many others there are.
-    rounds = np.where(np.where(_moves(table, mine), needs.moving, needs.longest) <= capacity, rounds, 0.0)
+    rounds = np.where(np.where(table.parts_sequences(mine), needs.moving, needs.longest) <= capacity, rounds, 0.0)
     return np.searchsorted(question.batches, rounds * size, side="right")
-
-
-def _moves(prefill: PhaseTable, mine: Ints) -> NDArray[np.bool_]:
-    """Whether the cache moves where the weights lie alike: where prefill cuts sequences over ranks of their own."""
-    return np.asarray(prefill.costs.layouts.sp[prefill.candidates.layout[mine]] > 1)
 
 
 # --- pools of their own -----------------------------------------------------------------------------------------------
@@ -186,7 +181,7 @@ def _pools(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     row, dp = _with_replicas(question, prefill, p)
     p = p[row]
     good, gpus = replicas.admitted(prefill, p, dp, size[p] * dp)
-    ttft = prefill.seconds[p] + _queue(replicas, prefill, p, dp)
+    ttft = prefill.seconds[p] + replicas.queue(prefill, p, dp)
     good &= _met(question, ttft, np.zeros(len(p)), strict=strict)
     first = _Pool(p[good], dp[good], gpus[good], ttft[good], rate[p[good]] * dp[good])
     first = first[_band(first.gpus, first.latency, -first.rate)]
@@ -297,11 +292,6 @@ def _asked(question: Question, batch: Ints) -> NDArray[np.bool_]:
     return np.ones(len(batch), dtype=bool) if given is None else np.asarray(batch == given)
 
 
-def _queue(replicas: Replicas, prefill: PhaseTable, mine: Ints, dp: Ints) -> Floats:
-    """Seconds that a prompt waits for others at the required rate."""
-    return replicas.first_token(prefill, mine, dp) - prefill.seconds[mine]
-
-
 def _replica_size(question: Question, table: PhaseTable, mine: Ints) -> Ints:
     """What strategies may be compared within: GPUs of a replica; where another law counts them, the very layout."""
     some = table.candidates[mine]
@@ -380,23 +370,5 @@ def _numbered(replicas: Replicas, tables: Tables, pairs: Pairs) -> tuple[Pairs, 
         for phase in columns:
             rows, which = np.unique(getattr(pairs, phase)[mine].reshape(-1, 2), axis=0, return_inverse=True)
             columns[phase][mine] = which.reshape(-1)
-            chosen[phase, separate] = _as_options(replicas, tables[phase], rows[:, 0], rows[:, 1], separate=separate)
+            chosen[phase, separate] = replicas.options(tables[phase], rows[:, 0], rows[:, 1], separate=separate)
     return replace(pairs, prefill=columns["prefill"], decode=columns["decode"]), [chosen]
-
-
-def _as_options(replicas: Replicas, table: PhaseTable, mine: Ints, dp: Ints, *, separate: bool) -> Options:
-    needs = (table.alone if separate else table.needs)[mine]
-    gpus = replicas.admitted(table, mine, dp, table.candidates.batch[mine] * dp)[1]
-    return Options(
-        strategy=mine,
-        dp=dp,
-        gpus=gpus,
-        weights_code=replicas.code(table, "weights", mine, dp),
-        cache_code=replicas.code(table, "cache", mine, dp),
-        latency=table.seconds[mine],
-        need=needs.longest,
-        moving=needs.moving,
-        weights=needs.weights,
-        transfer=table.transfer[mine],
-        complexity=replicas.complexity(table)[mine],
-    )

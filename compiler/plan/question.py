@@ -29,8 +29,7 @@ class Question:
     """One deployment condition, with everything that the search takes for granted.
 
     Attributes:
-        loaded: The request.
-        spec: Its spec.
+        spec: The request.
         objective: What is optimised.
         top: How many deployments are told.
         law: The GPU-count law.
@@ -61,7 +60,7 @@ class Question:
         context: int | None,
     ) -> None:
         self.began = time.perf_counter()
-        self.loaded, self.spec = loaded, loaded.spec
+        self.spec = loaded.spec
         self.top, self.law = max(1, top), law or Law()
         known, assumed = resolve_hardware(self.spec.cluster, self.spec.model.dtype, pack=self.spec.pack)
         self.hardware = hardware or known

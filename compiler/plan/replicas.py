@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cost.serving import arrival_wait
+from ..cost.serving import settled_wait
+from .joint import Options
 from .packs import counted_gpus, refused_replicas
 from .question import Question
 from .table import PhaseTable, complexity
@@ -36,17 +37,21 @@ class Replicas:
             dp: Replicas of each.
             batch: Sequences in flight over all replicas, of each.
         """
-        q, phase, some = self.question, table.phase, table.candidates[mine]
+        q, some, gpus = self.question, table.candidates[mine], self.gpus(table, mine, dp)
         here = table.costs.layouts[some.layout]
-        if q.spec.pack is not None and q.spec.pack.law.gpus is not None:
-            gpus = counted_gpus(q.spec, phase, here, pp=some.pp, dp=dp)
-        else:
-            gpus = q.law.gpus(dp, some.pp, here)
         good = np.asarray(gpus <= q.gpus)
         columns = {"pp": some.pp, "microbatches": some.microbatches, "chunk": some.chunk}
-        for refused in refused_replicas(q.spec, phase, here, **columns, dp=dp, batch=batch).values():
+        for refused in refused_replicas(q.spec, table.phase, here, **columns, dp=dp, batch=batch).values():
             good &= ~refused
         return good, gpus
+
+    def gpus(self, table: PhaseTable, mine: Ints, dp: Ints) -> Ints:
+        """GPUs of strategies with their replicas, as the law or the pack counts them."""
+        q, some = self.question, table.candidates[mine]
+        here = table.costs.layouts[some.layout]
+        if q.spec.pack is not None and q.spec.pack.law.gpus is not None:
+            return counted_gpus(q.spec, table.phase, here, pp=some.pp, dp=dp)
+        return q.law.gpus(dp, some.pp, here)
 
     def complexity(self, table: PhaseTable) -> Ints:
         """Of all strategies of a phase; see :func:`.table.complexity`."""
@@ -82,13 +87,36 @@ class Replicas:
             self._numbered[key] = table, np.array(numbers, dtype=np.int64)
         return self._numbered[key][1]
 
-    def first_token(self, table: PhaseTable, mine: Ints, dp: Ints) -> Floats:
-        """Seconds to the first token, with the wait of arrivals at the required rate where a queue has an end."""
+    def queue(self, table: PhaseTable, mine: Ints, dp: Ints) -> Floats:
+        """Seconds that a prompt waits for others at the required rate; 0 where the queue has no end, and in decode."""
         rate = self.question.spec.workload.rate
         if rate is None or table.phase == "decode":
-            return table.seconds[mine]
-        wait = np.asarray(arrival_wait(table.each[mine], rate / dp))
-        return np.asarray(table.seconds[mine] + np.where(np.isfinite(wait), wait, 0.0))
+            return np.zeros(len(mine))
+        return np.asarray(settled_wait(table.each[mine], rate / dp))
+
+    def options(self, table: PhaseTable, mine: Ints, dp: Ints, *, separate: bool) -> Options:
+        """Strategies with their replicas as options of deployments, nothing queueing.
+
+        Args:
+            table: The strategies.
+            mine: Numbers of strategies.
+            dp: Replicas of each.
+            separate: Whether the phase has GPUs of its own.
+        """
+        needs = (table.alone if separate else table.needs)[mine]
+        return Options(
+            strategy=mine,
+            dp=dp,
+            gpus=self.gpus(table, mine, dp),
+            weights_code=self.code(table, "weights", mine, dp),
+            cache_code=self.code(table, "cache", mine, dp),
+            latency=table.seconds[mine],
+            need=needs.longest,
+            moving=needs.moving,
+            weights=needs.weights,
+            transfer=table.transfer[mine],
+            complexity=self.complexity(table)[mine],
+        )
 
     def seconds_at(self, table: PhaseTable, mine: Ints, offset: int) -> Floats:
         """Latency of strategies of a phase whose first GPU is number ``offset`` of its domain.

@@ -52,6 +52,10 @@ class PhaseTable:
     pending: Candidates
     smallest: Candidates
 
+    def parts_sequences(self, mine: Ints) -> Bools:
+        """Whether strategies cut sequences over ranks of their own: as decode never does, the cache then moves."""
+        return np.asarray(self.costs.layouts.sp[self.candidates.layout[mine]] > 1)
+
 
 def complexity(candidates: Candidates, layouts: Layouts) -> Ints:
     """How many ways of splitting each strategy of a replica uses: of equal ones the simplest is chosen.

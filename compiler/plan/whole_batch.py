@@ -64,8 +64,8 @@ def _options(
     """Strategies of a phase with the replicas that share a batch; ``strict`` leaves out what is too slow."""
     mine = table.candidates.sharing(batch)
     dp = -(-batch // table.candidates.batch[mine])
-    good, gpus = replicas.admitted(table, mine, dp, np.full(len(mine), batch))
-    latency = replicas.first_token(table, mine, dp)
+    good = replicas.admitted(table, mine, dp, np.full(len(mine), batch))[0]
+    latency = table.seconds[mine] + replicas.queue(table, mine, dp)
     limit = question.limit(table.phase) if strict else None
     if limit is not None:
         good &= latency <= limit
@@ -73,24 +73,11 @@ def _options(
     several = replicas.complexity(table)[mine] + (dp > 1)
     order = np.flatnonzero(good)
     order = order[np.argsort(several[order], kind="stable")]
-    dp, gpus, mine, several = (column[order] for column in (dp, gpus, mine, several))
-    latency = latency[order]
-    needs = (table.alone if separate else table.needs)[mine]
-    # Decode never has SP: where prefill has ranks of its own for it, the cache moves.
-    moves = table.costs.layouts.sp[table.candidates.layout[mine]] > 1
-    return Options(
-        strategy=mine,
-        dp=dp,
-        gpus=gpus,
-        weights_code=replicas.code(table, "weights", mine, dp),
-        cache_code=replicas.code(table, "cache", mine, dp),
-        latency=latency,
-        need=np.where(moves, needs.moving, needs.longest) if len(question.phases) == 2 else needs.longest,
-        moving=needs.moving,
-        weights=needs.weights,
-        transfer=table.transfer[mine],
-        complexity=several,
-    )
+    found = replicas.options(table, mine[order], dp[order], separate=separate)
+    need = found.need
+    if len(question.phases) == 2:
+        need = np.where(table.parts_sequences(found.strategy), found.moving, need)
+    return replace(found, latency=latency[order], need=need, complexity=several[order])
 
 
 def _separate(

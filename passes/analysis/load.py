@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from ...compiler.cost.serving import arrival_wait, steady_tpot, step_wait
 from ...compiler.ir.graph import Phase
 from ...compiler.spec import Assumption, WorkloadSpec
 from .phase import PhaseAnalysis
-from .stage_times import server_times
+from .stage_times import busiest_each, server_times
 
 
 def under_load(
@@ -64,8 +62,7 @@ def mixed_assumptions(*, separate: bool) -> list[Assumption]:
 
 def prompt_seconds(prefill: PhaseAnalysis) -> float:
     """Seconds of the slowest stage or send that one prompt takes: what each further prompt costs a full pipeline."""
-    busy = server_times(prefill.graph, prefill.costs)[0].sum(axis=0)
-    return float(np.max(busy)) / sequences(prefill)
+    return busiest_each(prefill.graph, server_times(prefill.graph, prefill.costs)[0])
 
 
 def sequences(analysis: PhaseAnalysis) -> int:
