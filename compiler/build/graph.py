@@ -60,6 +60,18 @@ def graph_on(
     """
     build = _half_blocks if halves else _layer_blocks
     layers = build(model, phase, degrees, mesh, transfer)
+    blocks = _prologue(model, phase, mesh, prompt), *layers, _epilogue(model, phase)
+    return _graph(mesh, model, phase, degrees, blocks, transfer=transfer)
+
+
+def expert_half(mesh: Mesh, model: ModelSpec, phase: Phase, degrees: Degrees) -> Graph:
+    """The logical graph of nothing but the FFN with experts, as :func:`graph_on` has it in halves."""
+    return _graph(mesh, model, phase, degrees, (_ffn_half(model, degrees, mesh, is_moe=True),), transfer=False)
+
+
+def _graph(
+    mesh: Mesh, model: ModelSpec, phase: Phase, degrees: Degrees, blocks: tuple[Block, ...], *, transfer: bool
+) -> Graph:
     stream = stream_type(model.hidden)
     return Graph(
         name="",
@@ -69,7 +81,7 @@ def graph_on(
         items=(Item(0, 0, 1, 1, 0),),
         steps=1,
         stages=(model.layers.count,),
-        blocks=(_prologue(model, phase, mesh, prompt), *layers, _epilogue(model, phase)),
+        blocks=blocks,
         stream=stream.placed(Placement((mesh.view("adp"), (), ()))),
         meta={
             "model": model.name,
@@ -185,22 +197,25 @@ def _add_ffn(b: BlockBuilder, model: ModelSpec, degrees: Degrees, mesh: Mesh, *,
 def _half_blocks(model: ModelSpec, phase: Phase, degrees: Degrees, mesh: Mesh, transfer: bool) -> list[Block]:
     """One block per distinct attention, and one per distinct FFN."""
     windows: dict[int | None, list[int]] = {}
-    experts: dict[bool, list[int]] = {}
     for layer in range(model.layers.count):
         windows.setdefault(model.window_of(layer), []).append(layer)
-        experts.setdefault(model.is_moe_layer(layer), []).append(layer)
     blocks = []
     for window, members in windows.items():
         b = BlockBuilder("sliding_attention" if window else "attention")
         b.take_stream(model.hidden)
         add_attention(b, model, phase, window, transfer=transfer)
         blocks.append(b.block("layer", members, b.stream))
-    for is_moe, members in experts.items():
-        b = BlockBuilder("moe_ffn" if is_moe else "dense_ffn")
-        b.take_stream(model.hidden)
-        _add_ffn(b, model, degrees, mesh, is_moe=is_moe)
-        blocks.append(b.block("layer", members, b.stream))
-    return blocks
+    kinds = dict.fromkeys(model.is_moe_layer(layer) for layer in range(model.layers.count))
+    return [*blocks, *(_ffn_half(model, degrees, mesh, is_moe=is_moe) for is_moe in kinds)]
+
+
+def _ffn_half(model: ModelSpec, degrees: Degrees, mesh: Mesh, *, is_moe: bool) -> Block:
+    """The FFN of all layers that have experts, or of all that have none."""
+    b = BlockBuilder("moe_ffn" if is_moe else "dense_ffn")
+    b.take_stream(model.hidden)
+    _add_ffn(b, model, degrees, mesh, is_moe=is_moe)
+    members = [layer for layer in range(model.layers.count) if model.is_moe_layer(layer) == is_moe]
+    return b.block("layer", members, b.stream)
 
 
 def _block_name(model: ModelSpec, is_moe: bool, window: int | None, several: bool) -> str:

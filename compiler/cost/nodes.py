@@ -15,7 +15,7 @@ import numpy as np
 from ..ir.graph import Block, Graph, Node
 from ..ir.ops import CostClass, Kind, Operator, Work, operator
 from ..ir.ops.moe import GROUP
-from ..ir.types import Number
+from ..ir.types import Number, Rows
 from ..spec.dtypes import ACTIVATION_DTYPE, DTYPES
 from ..spec.dtypes import dtype as lookup_dtype
 from ._terms import Terms
@@ -80,8 +80,19 @@ def node_costs(
             (steps, items, 1) so that a node's repetitions may differ.
     """
     if extents is None:
-        extents = {name: value[..., None] for name, value in graph.extents().items()}
+        extents = graph_extents(graph)
     return {(block.name, node.name): node_cost(graph, block, node, hardware, extents) for block, node in graph.nodes()}
+
+
+def graph_extents(graph: Graph) -> Rows:
+    """``batch``, ``new`` and ``context`` of a graph's items and steps, shaped (steps, items, 1)."""
+    return Rows(**{name: value[..., None] for name, value in graph.extents().items()})
+
+
+def node_times(graph: Graph, hardware: Hardware) -> dict[tuple[str, str], Terms]:
+    """Seconds of all nodes by cause: what :func:`node_costs` sums up, for whoever wants no more."""
+    extents = graph_extents(graph)
+    return {(block.name, node.name): node_terms(graph, block, node, hardware, extents) for block, node in graph.nodes()}
 
 
 def node_cost(graph: Graph, block: Block, node: Node, hardware: Hardware, extents: Mapping[str, Number]) -> NodeCost:

@@ -73,6 +73,8 @@ class _Planner:
     def _excess(self, dim: int) -> tuple[str, ...]:
         """Axes that must leave a dimension: all behind the common prefix."""
         have, want = self.state.shards[dim], self.want.shards[dim]
+        if have == want:
+            return ()
         common = 0
         while common < min(len(have), len(want)) and have[common] == want[common]:
             common += 1
@@ -102,11 +104,16 @@ class _Planner:
             self._emit("all_reduce", axes=axes, **({} if kind == "sum" else {"reduction": kind}))
 
     def all_to_all(self) -> None:
+        if not self._innermost():
+            return
         self._combine()
         self._clear_the_way()
         for to in range(len(self.names)):
+            missing = self._missing(to)
+            if not missing:
+                continue
             movable = self._innermost()
-            axes = _leading(self._missing(to), lambda a, m=movable: a in m)
+            axes = _leading(missing, lambda a, m=movable: a in m)
             while axes and not self._can_leave(axes, movable):
                 axes = axes[:-1]
             if not axes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -170,9 +171,9 @@ class TensorType:
         if len(self.dims) != len(self.placement.shards):
             raise ValueError(f"{len(self.dims)} dimensions, {len(self.placement.shards)} placements")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
-        return tuple(d.name for d in self.dims)
+        return tuple([d.name for d in self.dims])
 
     def index(self, name: str) -> int:
         return self.names.index(name)
@@ -189,7 +190,7 @@ class TensorType:
         return self.placement.shift_of(self.index(name))
 
     def placed(self, placement: Placement) -> TensorType:
-        return replace(self, placement=placement)
+        return TensorType(self.dtype, self.dims, placement, self.density)
 
     def local_dims(self, extents: Mapping[str, Number], mesh: Mesh) -> dict[str, Number]:
         """Sizes on the fullest rank, by dimension name."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..spec import ChainTerm, Spec, StrategySpec
 from ..spec.pack_law import settled
 from ..spec.strategy import Phase
+from .frontier import grouped_skyband
 from .joint import Options, Pairs, misses, pareto, ranking
 from .layouts import ALLGATHER, KIND_NAMES, Layouts
 from .result import Columns, Deployment, Miss, Numbers, Plan
@@ -63,7 +64,8 @@ def answer(
         # the closest: by the requirement that is missed most, then by the objective
         order = ranking(pairs, question.objective, question.per_gpu, output, work.rate)
         order = order[np.argsort(worst[order], kind="stable")]
-    writer.remember(np.concatenate([front, order[: 4 * question.top]]))
+    order = leading(pairs, order, 4 * question.top)
+    writer.remember(np.concatenate([front, order]))
     top = tuple(writer.distinct(order, question.top))
     chosen = top[0] if len(feasible) else None
     return Plan(
@@ -81,6 +83,28 @@ def answer(
         bounds=question.bounds,
         complete=complete,
     )
+
+
+LAYERS = 2
+"""A deployment is told only if at most so many of as many GPUs, shared or not, beat it in everything, one the other."""
+
+
+def leading(pairs: Pairs, order: Ints, most: int) -> Ints:
+    """The first ``most`` of ranked deployments, without those of which a choice has two that are better in everything.
+
+    Whatever beats another deployment in everything comes before it, so that the first tell about the first.
+    """
+    count = 8 * most
+    while True:
+        some = order[:count]
+        band = grouped_skyband(
+            2 * pairs.gpus[some] + pairs.separate[some],
+            np.stack([pairs.ttft[some], pairs.tpot[some], -pairs.requests[some]]),
+            LAYERS,
+        )
+        if len(band) >= most or len(some) == len(order):
+            return np.asarray(some[band[:most]])
+        count *= 8
 
 
 def _front(pairs: Pairs, feasible: Ints, output: int) -> Ints:

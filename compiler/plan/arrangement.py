@@ -8,10 +8,10 @@ from math import ceil, log
 from typing import NamedTuple
 
 from ...passes.analysis.memory import analyse_memory, weight_bytes
-from ...passes.analysis.stage_times import busiest_each, phase_latency, phase_servers
+from ...passes.analysis.stage_times import Timed, busiest_each, phase_latency, phase_servers
 from ...passes.validation import stage_layers
 from ..build import build_items, cache_tokens, cached_sequences, needs_transfer, phase_mesh, pools_separate, two_layouts
-from ..cost import Hardware, node_costs
+from ..cost import Hardware, node_times
 from ..cost.serving import settled_wait, steady_tpot, step_wait
 from ..ir.graph import Graph
 from ..spec import Spec, StrategySpec
@@ -63,6 +63,7 @@ class Arranger:
         self._orders: dict[tuple[object, ...], tuple[PhaseOrders, Compared | None]] = {}
         self._timings: dict[tuple[object, ...], Timing] = {}
         self._splits: dict[tuple[object, ...], SplitTimes] = {}
+        self._costed: dict[tuple[object, ...], Mapping[tuple[str, str], Timed]] = {}
 
     def improved(self, deployment: Deployment) -> Deployment:
         """The deployment in its best arrangement: itself where that is the usual one, or where it does not fit."""
@@ -166,8 +167,7 @@ class Arranger:
     def _split_times(self, spec: Spec, phase: Phase) -> SplitTimes:
         key = _key(spec, phase)
         if key not in self._splits:
-            graph = self.graph(spec, phase)
-            self._splits[key] = SplitTimes(graph, node_costs(graph, self.hardware))
+            self._splits[key] = SplitTimes(self.graph(spec, phase), self._costs(spec, phase))
         return self._splits[key]
 
     def measured(self, deployment: Deployment, phases: Sequence[Phase]) -> Deployment:
@@ -193,9 +193,16 @@ class Arranger:
         key = _key(spec, phase)
         if key not in self._timings:
             graph = self.graph(spec, phase)
-            times = phase_servers(graph, node_costs(graph, self.hardware))
+            times = phase_servers(graph, self._costs(spec, phase))
             self._timings[key] = Timing(phase_latency(graph, times), busiest_each(graph, times))
         return self._timings[key]
+
+    def _costs(self, spec: Spec, phase: Phase) -> Mapping[tuple[str, str], Timed]:
+        """Seconds of a phase's nodes."""
+        key = _key(spec, phase)
+        if key not in self._costed:
+            self._costed[key] = node_times(self.graph(spec, phase), self.hardware)
+        return self._costed[key]
 
     # --- figures ----------------------------------------------------------------------------------------------------
 

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from ..cost.serving import steady_tpot, step_wait
 from ..spec.strategy import Phase
-from .frontier import grouped_band, joined, skyband
+from .frontier import grouped_band, grouped_skyband, joined, ranks
 from .joint import Options, Pairs
 from .question import Question
-from .replicas import Replicas
+from .replicas import Moved, Replicas
+from .rows import distinct_rows
 from .table import PhaseTable
 from .whole_batch import LAYERS, OptionSets
 
@@ -81,7 +82,8 @@ def continuous_deployments(
             *_pools(question, replicas, tables, capacity, strict=strict),
         ]
     pairs = Pairs.joined(parts)
-    return _numbered(replicas, tables, pairs if np.isinf(capacity) else _best(pairs))
+    # Of deployments that are equal in everything the simplest comes first.
+    return _numbered(replicas, tables, pairs[np.argsort(pairs.complexity, kind="stable")])
 
 
 # --- shared GPUs ------------------------------------------------------------------------------------------------------
@@ -129,16 +131,20 @@ def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     # Which shares does a prefill strategy meet? Those of decode strategies that lie alike, as far as there is room.
     wide = int(share.max(initial=0)) + 1
     places = np.unique(lies_d * wide + share[some_d])
-    size, room = prefill.candidates.batch, _room(question, prefill, some_p, capacity)
+    some_p, lies_p, most = _meeting(lies_p, some_p, places // wide, places % wide)
+    size = prefill.candidates.batch
+    # Room for more than any of them has is as good as room for just that.
+    room = np.minimum(_room(question, prefill, some_p, capacity), np.searchsorted(question.batches, most, side="right"))
     alike = np.unique(lies_p, return_inverse=True)[1].reshape(-1) * wide + size[some_p]
     alike = alike * (len(question.batches) + 1) + room
-    band = grouped_band(alike, prefill.seconds[some_p], prefill.each[some_p], LAYERS)
+    latency, each = ranks(prefill.seconds), ranks(prefill.each)
+    band = grouped_band(alike, latency[some_p], each[some_p], LAYERS)
     some_p, lies_p, room = some_p[band], lies_p[band], room[band]
     p, place = joined(lies_p, places // wide)
     kept = places[place] % wide
     good = (kept % np.maximum(1, size[some_p[p]]) == 0) & (np.searchsorted(question.batches, kept) < room[p])
     met, place = some_p[p[good]], place[good]
-    band = grouped_band(place, prefill.seconds[met], prefill.each[met], LAYERS)
+    band = grouped_band(place, latency[met], each[met], LAYERS)
     met, place = met[band], place[band]
     spot = np.searchsorted(places, lies_d * wide + share[some_d])
     band = grouped_band(spot, decode.seconds[some_d], wait[some_d], LAYERS)
@@ -151,6 +157,15 @@ def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     gpus = _replica_size(question, decode, made.decode)
     # With as many sequences, whoever has the smaller TPOT serves more.
     return made[grouped_band(gpus * wide + share[made.decode], made.ttft, made.tpot, LAYERS)]
+
+
+def _meeting(lies: Ints, some: Ints, others: Ints, share: Ints) -> tuple[Ints, Ints, Ints]:
+    """Strategies that lie as some of the others do, how they lie, and the largest share of those; others ascend."""
+    values, start = np.unique(others, return_index=True)
+    most = np.maximum.reduceat(share, start) if len(start) else share
+    at = np.minimum(np.searchsorted(values, lies), max(0, len(values) - 1))
+    met = values[at] == lies if len(values) else np.zeros(len(lies), dtype=bool)
+    return some[met], lies[met], most[at[met]]
 
 
 def _room(question: Question, table: PhaseTable, mine: Ints, capacity: float) -> Ints:
@@ -188,10 +203,10 @@ def _pools(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     domain = question.hardware.domain
     several = bool((decode.candidates.pp > 1).any())
     offsets = first.gpus % domain if several else np.zeros_like(first.gpus)
-    fast = _fastest(question, replicas, decode, capacity)
-    made = []
-    for offset in np.unique(offsets).tolist():
-        second = _decodes(question, replicas, decode, fast, offset, strict=strict)
+    every, made = np.unique(offsets), []
+    moved = Moved(decode, _fastest(question, replicas, decode, capacity), every)
+    for offset in every.tolist():
+        second = _decodes(question, replicas, moved, offset, strict=strict)
         made.append(_paired(question, replicas, tables, first[offsets == offset], second))
     return made
 
@@ -210,13 +225,12 @@ class _Pool:
         return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
-def _decodes(
-    question: Question, replicas: Replicas, decode: PhaseTable, d: Ints, offset: int, *, strict: bool
-) -> _Pool:
-    """Decode pools of the strategies ``d`` whose first GPU is number ``offset`` of its domain."""
+def _decodes(question: Question, replicas: Replicas, moved: Moved, offset: int, *, strict: bool) -> _Pool:
+    """Decode pools whose first GPU is number ``offset`` of its domain."""
+    decode, d = moved.table, moved.mine
     share = decode.candidates.batch
     interval = np.full(len(share), np.inf)
-    interval[d] = replicas.seconds_at(decode, d, offset)
+    interval[d] = moved.seconds(offset)
     rate = share / (question.spec.workload.output * interval)
     d = d[_met(question, np.zeros(len(d)), interval[d], strict=strict)]
     d = d[_band(_replica_size(question, decode, d), interval[d], -rate[d])]
@@ -311,13 +325,7 @@ def _with_replicas(question: Question, table: PhaseTable, mine: Ints) -> tuple[I
 
 def _band(group: Ints, *columns: Floats) -> Ints:
     """What few others of the group beat in everything; smaller is better."""
-    if len(columns) == 2:
-        return grouped_band(group, *columns, LAYERS)
-    found = []
-    for number in np.unique(group):
-        mine = np.flatnonzero(group == number)
-        found.append(mine[skyband(np.stack([c[mine] for c in columns]), LAYERS)])
-    return np.sort(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+    return grouped_skyband(group, np.stack(columns), LAYERS)
 
 
 def _thinned(pairs: Pairs) -> Pairs:
@@ -326,12 +334,6 @@ def _thinned(pairs: Pairs) -> Pairs:
     alike = np.unique(pairs.tpot, return_inverse=True)[1].reshape(-1)
     alike = alike * (int(pairs.gpus.max(initial=0)) + 1) + pairs.gpus
     return pairs[grouped_band(alike, pairs.ttft, -pairs.requests, LAYERS)]
-
-
-def _best(pairs: Pairs) -> Pairs:
-    """What few deployments of as many GPUs, shared or not, beat in everything; of equal ones the simplest."""
-    pairs = pairs[np.argsort(pairs.complexity, kind="stable")]
-    return pairs[_band(2 * pairs.gpus + pairs.separate, pairs.ttft, pairs.tpot, -pairs.requests)]
 
 
 def _complexity(replicas: Replicas, tables: Tables, p: Ints, d: Ints, dp: Ints) -> Ints:
@@ -368,7 +370,6 @@ def _numbered(replicas: Replicas, tables: Tables, pairs: Pairs) -> tuple[Pairs, 
     for separate in (False, True):
         mine = np.flatnonzero(pairs.separate == separate)
         for phase in columns:
-            rows, which = np.unique(getattr(pairs, phase)[mine].reshape(-1, 2), axis=0, return_inverse=True)
-            columns[phase][mine] = which.reshape(-1)
-            chosen[phase, separate] = replicas.options(tables[phase], rows[:, 0], rows[:, 1], separate=separate)
+            (strategy, dp), columns[phase][mine] = distinct_rows(*getattr(pairs, phase)[mine].reshape(-1, 2).T)
+            chosen[phase, separate] = replicas.options(tables[phase], strategy, dp, separate=separate)
     return replace(pairs, prefill=columns["prefill"], decode=columns["decode"]), [chosen]

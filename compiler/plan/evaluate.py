@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from ...passes.analysis.memory import buffer_bytes, cache_bytes, param_bytes, peak_activations, tied_away
 from ...passes.analysis.schedule import stream_of
-from ..cost import Hardware
-from ..cost.nodes import node_terms
+from ..cost import Hardware, node_terms
 from ..ir.graph import Block, Graph, Phase
 from ..ir.mesh import Mesh
 from ..ir.types import Number, Rows

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 SAMPLE = 512
 """Entries that the others are held against first."""
@@ -26,6 +27,8 @@ def skyband(columns: Floats, layers: int = 1) -> Ints:
         return np.zeros(0, dtype=np.int64)
     low, high = columns.min(axis=1, keepdims=True), columns.max(axis=1, keepdims=True)
     differ = (low < high)[:, 0]
+    if not differ.any():
+        return np.arange(min(layers, columns.shape[1]))
     varying, low, high = columns[differ], low[differ], high[differ]
     # Whatever dominates an entry comes before it; by the sum, few of the first beat most of the others.
     total = ((varying - low) / (high - low)).sum(axis=0)
@@ -44,12 +47,21 @@ def _survivors(values: Floats, total: Floats, layers: int) -> Ints:
     sample = np.unique(np.concatenate([best, np.arange(0, count, count // SAMPLE)]))
     sample = sample[np.lexsort((*values[::-1, sample], total[sample]))]
     peeled = _peeled(values[:, sample], layers)
-    left, here = np.arange(count), values
+    left, here = np.arange(count), np.concatenate([values, total[None]])
     for entry in sample[peeled[-1]] if len(peeled) == layers else ():
-        point = values[:, entry, None]
-        kept = (here < point).any(axis=0) | (here == point).all(axis=0)
+        # Equals have the same sum, and whatever is beaten has a larger one.
+        kept = here[-1] <= total[entry]
+        kept |= _ahead(here[:-1], values[:, entry])
         here, left = here[:, kept], left[kept]
     return left
+
+
+def _ahead(values: Floats, point: Floats) -> Bools:
+    """Which entries are better than a point in something."""
+    better = values[0] < point[0]
+    for row, limit in zip(values[1:], point[1:], strict=True):
+        better |= row < limit
+    return better
 
 
 def _peeled(values: Floats, layers: int) -> list[Ints]:
@@ -69,25 +81,52 @@ def _front(values: Floats) -> Ints:
     places = np.arange(values.shape[1])
     while len(places):
         front.append(int(places[0]))
-        better = np.asarray((values < values[:, :1]).any(axis=0))
+        better = _ahead(values, values[:, 0])
         values, places = values[:, better], places[better]
     return np.array(front, dtype=np.int64)
 
 
-def grouped_band(group: Ints, first: Floats, second: Floats, layers: int = 1) -> Ints:
-    """:func:`skyband` of two criteria inside every group at once; numbers ascending."""
-    left = np.lexsort((np.arange(len(group)), second, first, group))
-    place = np.unique(second, return_inverse=True)[1].reshape(-1)
+def grouped_skyband(group: Ints, columns: Floats, layers: int = 1) -> Ints:
+    """:func:`skyband` inside every group; numbers ascending."""
+    if len(columns) == 2:
+        return grouped_band(group, *columns, layers)
+    found = [np.zeros(0, dtype=np.int64)]
+    for number in np.unique(group):
+        mine = np.flatnonzero(group == number)
+        found.append(mine[skyband(columns[:, mine], layers)])
+    return np.sort(np.concatenate(found))
+
+
+def ranks(column: Floats | Ints) -> Ints:
+    """The place of every entry among the distinct values of its column; whole numbers are places already."""
+    if column.dtype.kind == "i":
+        return np.asarray(column)
+    return np.unique(column, return_inverse=True)[1].reshape(-1)
+
+
+def grouped_band(group: Ints, first: Floats | Ints, second: Floats | Ints, layers: int = 1) -> Ints:
+    """:func:`skyband` of two criteria inside every group at once; numbers ascending.
+
+    Criteria may be given as their :func:`ranks`, where they are known: whole numbers sort faster.
+    """
+    if not len(group):
+        return np.zeros(0, dtype=np.int64)
+    a, b = ranks(first), ranks(second)
+    wide = int(b.max()) + 1
+    place = np.unique(group, return_inverse=True)[1].reshape(-1)
+    key = place * (int(a.max()) + 1) + a
+    if int(key.max()) >= 2**62 // wide:
+        key = np.unique(key, return_inverse=True)[1].reshape(-1)
+    left = np.argsort(key * wide + b, kind="stable")
+    # Later groups lie lower than earlier ones, so that a running minimum begins anew with each.
+    height = (b - place * wide)[left]
     kept = []
     for _ in range(layers):
-        number = np.unique(group[left], return_inverse=True)[1].reshape(-1)
-        # Later groups lie lower than earlier ones, so that a running minimum begins anew with each.
-        height = place[left] - number * (len(group) + 1)
-        before = np.minimum.accumulate(np.concatenate([[len(group) + 1], height]))[:-1]
+        before = np.minimum.accumulate(np.concatenate([[wide], height]))[:-1]
         front = height < before
         kept.append(left[front])
-        left = left[~front]
-    return np.sort(np.concatenate(kept)) if kept else left
+        left, height = left[~front], height[~front]
+    return np.sort(np.concatenate(kept))
 
 
 def joined(first: Ints, second: Ints) -> tuple[Ints, Ints]:

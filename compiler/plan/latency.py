@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .chunks import Chunks, chunks_of
 from .evaluate import Evaluator
 from .rows import Seconds, distinct_rows
 from .schedule import (
@@ -16,13 +18,11 @@ from .schedule import (
     mixed_prefill_seconds,
     prefill_seconds,
 )
-from .space import Candidates
+from .space import Candidates, Sizes
 from .stages import Pipelines, by_stages, crossings
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-_FIRST, _BETWEEN, _LAST = range(3)
 
 STAGES_SEEN = 8
 """Columns per strategy that pieces of work are sized for."""
@@ -39,30 +39,48 @@ class Latency:
 
     def __init__(self, evaluator: Evaluator, pipelines: Pipelines, context: int) -> None:
         self.evaluator, self.pipelines, self.context = evaluator, pipelines, context
-        self._last: tuple[Candidates, Seconds] | None = None
 
     @property
     def decode(self) -> bool:
         return self.evaluator.phase == "decode"
 
-    def seconds(self, candidates: Candidates, first_rank: int) -> Floats:
+    def seconds(self, candidates: Candidates, first_rank: Ints) -> Floats:
         """[3, candidates]; see :meth:`.phase.PhaseCosts.seconds`."""
-        chunked = candidates.chunk > 0
-        if not chunked.any():
-            return self._whole(candidates, first_rank)
         out = np.zeros((3, len(candidates)))
-        for subset, run in ((np.flatnonzero(~chunked), self._whole), (np.flatnonzero(chunked), self._chunked)):
-            if len(subset):
-                out[:, subset] = run(candidates[subset], first_rank)
+        parted = candidates.chunk > 0
+        whole, chunked = np.flatnonzero(~parted), np.flatnonzero(parted)
+        assert not first_rank[chunked].any(), "prompts enter prefill, whose GPUs come first"
+        some, others = candidates[whole], candidates[chunked]
+        trips, chunks = some.sizes, chunks_of(others, self.evaluator.prompt)
+        # All rows at once: what a call costs hardly hangs on how many there are.
+        count = len(trips.layout)
+        tokens = self.evaluator.by_tokens(*_joined(self._whole_rows(trips), chunks.alike_rows()))
+        context = self.evaluator.by_context(*_joined(self._whole_context(trips), chunks.rows()))
+        if len(whole):
+            seconds = tokens.at(slice(count))
+            seconds = replace(seconds, parts=seconds.parts + context[:, :count])
+            out[:, whole] = self._whole(some, seconds, first_rank[whole])
+        if len(chunked):
+            out[:, chunked] = self._chunked(others, chunks, tokens.at(slice(count, None)), context[:, count:])
         return out
 
     # --- in one piece -----------------------------------------------------------------------------------------------
 
-    def _whole(self, candidates: Candidates, first_rank: int) -> Floats:
-        """Micro-batches that pass the pipeline in one piece."""
-        seconds, sizes = self._trips(candidates), candidates.sizes
+    def _whole_rows(self, trips: Sizes) -> tuple[Ints, ...]:
+        """What nodes that see the new tokens alone are asked for, of micro-batches in one piece."""
+        new = np.full_like(trips.batch, 1 if self.decode else self.evaluator.prompt)
+        return trips.layout, trips.batch, new, np.ones_like(new), np.ones_like(new)
+
+    def _whole_context(self, trips: Sizes) -> tuple[Ints, ...]:
+        """What nodes that look at the context are asked for, of micro-batches in one piece."""
+        past = np.full_like(trips.batch, self.context - 1 if self.decode else 0)
+        return *self._whole_rows(trips)[:3], past
+
+    def _whole(self, candidates: Candidates, seconds: Seconds, first_rank: Ints) -> Floats:
+        """Micro-batches that pass the pipeline in one piece; ``seconds`` of the distinct ones."""
+        sizes = candidates.sizes
         through = self.evaluator.counts.sum(axis=1) @ seconds.parts + seconds.prologue + seconds.epilogue
-        ranks = self.evaluator.layouts.ranks[candidates.layout]
+        firsts, place = self._places(candidates.layout, first_rank)
         fewer = candidates.smaller_count
         out = np.zeros((3, len(candidates)))
         if self.decode:
@@ -70,7 +88,7 @@ class Latency:
             messages = np.maximum(candidates.pp, candidates.microbatches) * (candidates.pp > 1)
             out[2] = messages * parted[sizes.larger]
         for pp, group in by_stages(candidates.pp, STAGES_SEEN):
-            table = self._crosses(pp, first_rank)
+            table = self._crosses(pp, firsts)
             for mine, mixed in ((group[fewer[group] == 0], False), (group[fewer[group] > 0], True)):
                 if not len(mine):
                     continue
@@ -79,11 +97,11 @@ class Latency:
                     trip_rows.append(sizes.smaller[np.searchsorted(sizes.mixed, mine)])
                 counts = candidates.larger_count[mine], fewer[mine]
                 if mixed and not self.decode:
-                    larger, smaller = (self._in_order(seconds, rows, pp, table[ranks[mine]]) for rows in trip_rows)
+                    larger, smaller = (self._in_order(seconds, rows, pp, table[place[mine]]) for rows in trip_rows)
                     out[0, mine] = mixed_prefill_seconds(larger, smaller, *counts)
                     out[1, mine] = (counts[0] * larger + counts[1] * smaller).max(axis=0)
                     continue
-                trips = [self._trip(seconds, through, rows, table, ranks[mine]) for rows in trip_rows]
+                trips = [self._trip(seconds, through, rows, table, place[mine]) for rows in trip_rows]
                 if mixed:
                     (first, times), (second, others) = trips
                     out[0, mine] = mixed_decode_seconds((first, second), (times, others), *counts)
@@ -94,22 +112,19 @@ class Latency:
                     out[1, mine] = counts[0] * trips[0][1].max(axis=0)
         return out
 
-    def _trips(self, candidates: Candidates) -> Seconds:
-        """Seconds of distinct micro-batches."""
-        if self._last is None or self._last[0] is not candidates:
-            layout, batch = candidates.sizes.layout, candidates.sizes.batch
-            new = np.full_like(batch, 1 if self.decode else self.evaluator.prompt)
-            past = np.full_like(batch, self.context - 1 if self.decode else 0)
-            yes = np.ones(len(batch), dtype=bool)
-            self._last = candidates, self.evaluator.seconds(layout, batch, new, past, yes, yes)
-        return self._last[1]
+    def _places(self, layout: Ints, first_rank: Ints) -> tuple[Ints, Ints]:
+        """The different first ranks, and the row of :meth:`_crosses` that each layout behind one has."""
+        (firsts,), which = distinct_rows(first_rank)
+        ranks = self.evaluator.layouts.ranks
+        return firsts, which * (int(ranks.max(initial=0)) + 1) + ranks[layout]
 
-    def _crosses(self, pp: int, first_rank: int) -> NDArray[np.bool_]:
-        """[ranks of a stage, pp] which messages leave their domain; see :func:`.stages.crossings`."""
+    def _crosses(self, pp: int, firsts: Ints) -> NDArray[np.bool_]:
+        """[first ranks * ranks of a stage, pp] which messages leave their domain; see :func:`.stages.crossings`."""
         ranks = np.arange(int(self.evaluator.layouts.ranks.max(initial=0)) + 1)
         if pp == 1:
-            return np.zeros((len(ranks), 1), dtype=bool)
-        return crossings(ranks, pp, first_rank, self.evaluator.hardware.domain)
+            return np.zeros((len(firsts) * len(ranks), 1), dtype=bool)
+        rows = np.tile(ranks, len(firsts)), np.repeat(firsts, len(ranks))
+        return crossings(*rows, pp, self.evaluator.hardware.domain)
 
     def _stage_seconds(self, seconds: Seconds, pp: int) -> Floats:
         """[kinds, rows] seconds of each kind of stage."""
@@ -119,19 +134,19 @@ class Latency:
         return kinds
 
     def _trip(
-        self, seconds: Seconds, through: Floats, rows: Ints, crosses: NDArray[np.bool_], ranks: Ints
+        self, seconds: Seconds, through: Floats, rows: Ints, crosses: NDArray[np.bool_], place: Ints
     ) -> tuple[Floats, Floats]:
-        """Sum over all servers, and the seconds of those that differ; ``crosses`` by ranks of a stage."""
+        """Sum over all servers, and the seconds of those that differ; ``place`` is each row's in ``crosses``."""
         pp, here = crosses.shape[1], seconds.at(rows)
         stages = self._stage_seconds(here, pp)
         if pp == 1:
             return stages[0], stages
-        outside = np.count_nonzero(crosses[:, :-1], axis=1)[ranks]
+        outside = np.count_nonzero(crosses[:, :-1], axis=1)[place]
         near, far = here.send
         total = through[rows] + (pp - 1 - outside) * near + outside * far
         messages = [np.where(outside < pp - 1, near, 0.0), np.where(outside > 0, far, 0.0)]
         if self.decode:
-            messages.append(np.where(crosses[ranks, -1], here.back[1], here.back[0]))
+            messages.append(np.where(crosses[place, -1], here.back[1], here.back[0]))
             total += messages[-1]
         return total, np.concatenate([stages, messages])
 
@@ -147,42 +162,22 @@ class Latency:
 
     # --- in chunks --------------------------------------------------------------------------------------------------
 
-    def _chunked(self, candidates: Candidates, first_rank: int) -> Floats:
-        """Micro-batches in chunks: every chunk of every distinct micro-batch is a row."""
-        prompt, count = self.evaluator.prompt, len(candidates)
-        sizes = np.concatenate([candidates.larger, candidates.smaller])
-        steps = np.concatenate([candidates.steps(s, prompt) for s in (candidates.larger, candidates.smaller)])
-        (layout, size, step), which = distinct_rows(np.concatenate([candidates.layout] * 2), sizes, steps)
-        chunks = -(-prompt // step)
-        start = np.cumsum(chunks) - chunks
-        micro = np.repeat(np.arange(len(step)), chunks)
-        number = np.arange(len(micro)) - start[micro]
-        past = number * step[micro]
-        new = np.minimum(step[micro], prompt - past)
-        context = self.evaluator.by_context(layout[micro], size[micro], new, past)
-        # But for their context, the chunks between the first and the last are alike.
-        place = np.where(number == 0, _FIRST, np.where(number == chunks[micro] - 1, _LAST, _BETWEEN))
-        (some, at), alike = distinct_rows(micro, place)
-        rest = prompt - (chunks[some] - 1) * step[some]
-        tokens = self.evaluator.by_tokens(
-            layout[some], size[some], np.where(at == _LAST, rest, np.minimum(step[some], prompt)),
-            at == _FIRST, (at == _LAST) | (chunks[some] == 1),
-        )  # fmt: skip
-        which = which.reshape(2, count)
+    def _chunked(self, candidates: Candidates, c: Chunks, tokens: Seconds, context: Floats) -> Floats:
+        """Micro-batches in chunks, from seconds of the chunks that differ."""
         counts = np.stack([candidates.larger_count, candidates.smaller_count])
-        items = (counts * chunks[which]).sum(axis=0)
-        out = np.zeros((3, count))
+        items = (counts * c.chunks[c.which]).sum(axis=0)
+        out = np.zeros((3, len(candidates)))
         order = np.argsort(items, kind="stable")
         for pp, place in by_stages(candidates.pp[order], STAGES_SEEN):
             mine = order[place]
-            (used,), of = distinct_rows(which[:, mine].reshape(-1))
-            each = chunks[used]
+            (used,), of = distinct_rows(c.which[:, mine].reshape(-1))
+            each = c.chunks[used]
             begin = np.cumsum(each) - each
-            rows = np.arange(int(each.sum())) + np.repeat(start[used] - begin, each)
-            ranks = self.evaluator.layouts.ranks[layout[micro[rows]]]
-            seconds = tokens.at(alike[rows])
+            rows = np.arange(int(each.sum())) + np.repeat(c.start[used] - begin, each)
+            ranks = self.evaluator.layouts.ranks[c.layout[c.micro[rows]]]
+            seconds = tokens.at(c.alike[rows])
             seconds = replace(seconds, parts=seconds.parts + context[:, rows])
-            times, servers = self._distinct_servers(seconds, ranks, pp, first_rank)
+            times, servers = self._distinct_servers(seconds, ranks, pp)
             of = of.reshape(2, -1)
             passed = _passed(begin[of], each[of], counts[:, mine], int(items[mine[-1]]))
             out[0, mine] = chunked_seconds(times, servers, passed, items[mine])
@@ -190,13 +185,13 @@ class Latency:
             out[1, mine] = (counts[0, mine] * whole[:, of[0]] + counts[1, mine] * whole[:, of[1]]).max(axis=0)
         return out
 
-    def _distinct_servers(self, seconds: Seconds, ranks: Ints, pp: int, first_rank: int) -> tuple[Floats, list[int]]:
+    def _distinct_servers(self, seconds: Seconds, ranks: Ints, pp: int) -> tuple[Floats, list[int]]:
         """Seconds of the servers that differ, and which of them each server is, in order."""
         stages = self.pipelines[pp]
         times = self._stage_seconds(seconds, pp)
         if pp == 1:
             return times, [0]
-        table = self._crosses(pp, first_rank)[:, :-1].T
+        table = self._crosses(pp, np.zeros(1, dtype=np.int64))[:, :-1].T
         there = np.flatnonzero(np.bincount(ranks))
         patterns: dict[bytes, int] = {}
         which = [patterns.setdefault(column.tobytes(), len(patterns)) for column in table[:, there]]
@@ -218,6 +213,10 @@ class Latency:
         for pp, mine in by_stages(candidates.pp, STAGES_SEEN):
             out[mine] = self.pipelines[pp].summed(parts[:, mine]).max(axis=0)
         return out
+
+
+def _joined(first: Sequence[Ints], second: Sequence[Ints]) -> list[Ints]:
+    return [np.concatenate(columns) for columns in zip(first, second, strict=True)]
 
 
 def _passed(begin: Ints, period: Ints, counts: Ints, items: int) -> Ints:

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from ...passes.analysis.stage_times import busiest_each, phase_latency, phase_servers, server_times
 from ..build import mesh_of, phase_degrees
-from ..cost import Hardware, NodeCost
+from ..cost import Hardware, Terms, graph_extents, node_terms
 from ..cost.network import boundary_crosses, ranks_in_domain, ring_crosses
-from ..cost.nodes import node_cost
 from ..ir.graph import Block, Graph, Node
 from ..ir.mesh import ATTENTION_VIEW, Mesh
 from ..ir.ops import CostClass, operator
@@ -88,7 +87,6 @@ class PhaseOrders:
 
     def __init__(self, spec: Spec, graph: Graph, hardware: Hardware) -> None:
         self.spec, self.graph, self.hardware = spec, graph, hardware
-        self._extents = {name: value[..., None] for name, value in graph.extents().items()}
         self._network = [(b, n) for b, n in graph.nodes() if _is_network(n)]
         self.ways = 1
         """Ways of using the links that were compared."""
@@ -107,12 +105,13 @@ class PhaseOrders:
         """Seconds of the servers with the network alone, on a mesh."""
         return phase_servers(*self._some(replace(self.graph, mesh=mesh), self._network))
 
-    def _some(self, graph: Graph, nodes: Iterable[tuple[Block, Node]]) -> tuple[Graph, dict[tuple[str, str], NodeCost]]:
+    def _some(self, graph: Graph, nodes: Iterable[tuple[Block, Node]]) -> tuple[Graph, dict[tuple[str, str], Terms]]:
         """The graph with some of its nodes only, and their costs."""
-        costs: dict[tuple[str, str], NodeCost] = {}
+        costs: dict[tuple[str, str], Terms] = {}
+        extents = graph_extents(graph)
         kept: dict[str, list[Node]] = {}
         for block, node in nodes:
-            costs[block.name, node.name] = node_cost(graph, block, node, self.hardware, self._extents)
+            costs[block.name, node.name] = node_terms(graph, block, node, self.hardware, extents)
             kept.setdefault(block.name, []).append(node)
         return graph.map_blocks(lambda b: replace(b, nodes=tuple(kept.get(b.name, ())))), costs
 

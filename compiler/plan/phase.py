@@ -193,7 +193,7 @@ class PhaseCosts:
 
     # --- latency ----------------------------------------------------------------------------------------------------
 
-    def seconds(self, candidates: Candidates, first_rank: int = 0) -> Floats:
+    def seconds(self, candidates: Candidates, first_rank: Ints | None = None) -> Floats:
         """[3, candidates] seconds, see below.
 
         TTFT (prefill) or TPOT (decode); those of the slowest stage or send, all items together; by how much the
@@ -201,9 +201,10 @@ class PhaseCosts:
 
         Args:
             candidates: Strategies of a replica.
-            first_rank: Number of the phase's first GPU, which decides what crosses domains.
+            first_rank: Number of the phase's first GPU for each, which decides what crosses domains; default 0.
         """
-        return self._latency.seconds(candidates, first_rank)
+        first = np.zeros(len(candidates), dtype=np.int64) if first_rank is None else first_rank
+        return self._latency.seconds(candidates, first)
 
     def transfer(self, candidates: Candidates) -> Floats:
         """Seconds that the busiest stage's ranks send the caches of a replica's batch: all that they hold; prefill."""

@@ -118,13 +118,27 @@ class Replicas:
             complexity=self.complexity(table)[mine],
         )
 
-    def seconds_at(self, table: PhaseTable, mine: Ints, offset: int) -> Floats:
-        """Latency of strategies of a phase whose first GPU is number ``offset`` of its domain.
 
-        Only what the stages of a pipeline send depends on it.
-        """
-        found = table.seconds[mine]
-        staged = np.flatnonzero(table.candidates.pp[mine] > 1) if offset else mine[:0]
-        if len(staged):
-            found[staged] = table.costs.seconds(table.candidates[mine[staged]], offset)[0]
+class Moved:
+    """Latency of strategies of a phase wherever its first GPU lies in its domain.
+
+    Only what the stages of a pipeline send depends on it.
+
+    Args:
+        table: The strategies.
+        mine: Numbers of those that are asked for.
+        offsets: Numbers in its domain that the first GPU may have.
+    """
+
+    def __init__(self, table: PhaseTable, mine: Ints, offsets: Ints) -> None:
+        self.table, self.mine = table, mine
+        self._staged = np.flatnonzero(table.candidates.pp[mine] > 1)
+        candidates, count = table.candidates[np.tile(mine[self._staged], len(offsets))], len(self._staged)
+        latency = table.costs.seconds(candidates, np.repeat(offsets, count))[0]
+        self._latency = dict(zip(offsets.tolist(), latency.reshape(len(offsets), count), strict=True))
+
+    def seconds(self, offset: int) -> Floats:
+        """Latency of the strategies with their first GPU at number ``offset`` of its domain."""
+        found = self.table.seconds[self.mine]
+        found[self._staged] = self._latency[offset]
         return found

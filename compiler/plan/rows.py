@@ -34,7 +34,7 @@ class Seconds:
     send: Floats
     back: Floats
 
-    def at(self, rows: Ints) -> Seconds:
+    def at(self, rows: Ints | slice) -> Seconds:
         """Those of some rows."""
         return Seconds(*(getattr(self, f.name)[..., rows] for f in fields(self)))
 

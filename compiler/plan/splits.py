@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...passes.analysis.schedule import stream_of
-from ...passes.analysis.stage_times import busiest_each, phase_latency, phase_servers
+from ...passes.analysis.stage_times import Timed, busiest_each, phase_latency, phase_servers
 from ...passes.analysis.unroll import node_mask
 from ...passes.validation import balanced, heaviest
-from ..cost import NodeCost
 from ..ir.graph import Graph
 from ..ir.unrolled import STREAMS
 from ..spec import ModelSpec
@@ -36,7 +35,7 @@ class SplitTimes:
         costs: Of all its nodes.
     """
 
-    def __init__(self, graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> None:
+    def __init__(self, graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> None:
         self.graph = graph
         self._layers = _layer_seconds(graph, costs)
         self._fixed = phase_servers(graph, costs).copy()
@@ -69,7 +68,7 @@ class SplitTimes:
         return times
 
 
-def _layer_seconds(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:
+def _layer_seconds(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> Floats:
     """[items, layers] seconds on the main stream."""
     out = np.zeros((len(graph.items), sum(graph.stages)))
     for block in graph.with_role("layer"):

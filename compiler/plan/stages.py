@@ -58,22 +58,22 @@ def stages_of(members: Ints, sizes: Sequence[int]) -> Stages:
     return Stages(counts[:, first_of], kind)
 
 
-def crossings(ranks: Ints, pp: int, first_rank: int, domain: int) -> Bools:
+def crossings(ranks: Ints, first_rank: Ints, pp: int, domain: int) -> Bools:
     """[rows, pp]: whether the message of each stage to the next, and last the token return, leaves its domain.
 
     Stage s holds the ranks from ``first_rank + s * ranks`` on, and each sends to its partner so many ranks further.
     Some pair is parted iff a domain begins behind the first sender and not behind the last receiver.
 
     Args:
-        ranks: Ranks of a stage.
+        ranks: [rows] ranks of a stage.
+        first_rank: [rows] number of the first GPU.
         pp: Stages, at least two.
-        first_rank: Number of the first GPU.
         domain: GPUs of a scale-up domain.
     """
     senders = np.append(np.arange(pp - 1), 0)
     ends = np.append(np.arange(2, pp + 1), pp)
-    first = first_rank + ranks[:, None] * senders
-    last = first_rank + ranks[:, None] * ends - 1
+    first = first_rank[:, None] + ranks[:, None] * senders
+    last = first_rank[:, None] + ranks[:, None] * ends - 1
     return np.asarray(first // domain != last // domain)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...passes.lowering import lower_at_once
-from ..build import graph_on
+from ..build import expert_half, graph_on
 from ..ir.graph import Block, Graph, Node, Phase
 from ..ir.mesh import Axis, Mesh
 from ..ir.ops import GROUP
@@ -239,8 +239,8 @@ MOE = "moe_ffn"
 @lru_cache(maxsize=1024)
 def experts(structure: Structure, model: ModelSpec, phase: Phase) -> Graph:
     """Build and lower the FFN of a layer with experts."""
-    logical = _logical(structure, model, phase, 1)
-    logical = replace(logical, blocks=tuple(b for b in logical.blocks if b.name == MOE))
+    mesh, degrees = _sample_mesh(structure, model), Degrees(sp_on_tp=structure.kind.name == "tp")
+    logical = expert_half(mesh, model, phase, degrees)
     return _free_groups(lower_at_once(logical, (model.layers.count,)))
 
 
@@ -282,8 +282,9 @@ def _free_groups(graph: Graph) -> Graph:
         return replace(kind, dims=dims)
 
     def node(n: Node) -> Node:
-        outputs = tuple(replace(v, type=free(v.type)) for v in n.outputs)
-        return replace(n, outputs=outputs)
+        if not any(name.startswith(GROUP) for v in n.outputs for name in v.type.names):
+            return n
+        return replace(n, outputs=tuple(replace(v, type=free(v.type)) for v in n.outputs))
 
     def block(b: Block) -> Block:
         args = tuple(replace(a, value=replace(a.value, type=free(a.value.type))) for a in b.args)

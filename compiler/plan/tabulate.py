@@ -22,6 +22,9 @@ from .table import PhaseTable, first_fault
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+AT_ONCE = 1 << 17
+"""Strategies of a phase that are evaluated at once; of more, those in chunks come later."""
+
 Progress = Callable[[str], None]
 """Told what is being done."""
 
@@ -74,9 +77,11 @@ class Tabulator:
         )  # fmt: skip
 
     def evaluated(self, table: PhaseTable, *, chunked: bool) -> PhaseTable:
-        """The table with its pending strategies evaluated, those with chunks or those without."""
-        q, mine = self.question, (table.pending.chunk > 0) == chunked
-        candidates, costs, work = table.pending[mine], table.costs, q.spec.workload
+        """The table with its pending strategies evaluated, without chunks first; few are all evaluated at once."""
+        q, left = self.question, table.pending.chunk > 0
+        if len(left) <= AT_ONCE or chunked:
+            left = np.zeros(len(left), dtype=bool)
+        candidates, costs, work = table.pending[~left], table.costs, q.spec.workload
         if not len(candidates):
             return table
         self.progress(f"{table.phase}: {len(candidates):,} strategies" + (" in chunks" if chunked else ""))
@@ -105,7 +110,7 @@ class Tabulator:
             alone=table.alone.joined(alone),
             transfer=np.concatenate([table.transfer, costs.transfer(candidates)]),
             counts=counts,
-            pending=table.pending[~mine],
+            pending=table.pending[left],
         )
 
     def nearest(self, tables: Mapping[Phase, PhaseTable]) -> dict[Phase, PhaseTable]:
@@ -117,9 +122,7 @@ class Tabulator:
                 table, candidates=table.candidates[:0], seconds=np.zeros(0), each=np.zeros(0), spread=np.zeros(0),
                 needs=table.needs[:0], alone=table.alone[:0], transfer=np.zeros(0), pending=table.smallest,
             )  # fmt: skip
-            for chunked in (False, True):
-                single = self.evaluated(single, chunked=chunked)
-            found[phase] = single
+            found[phase] = self.evaluated(single, chunked=True)
         return found
 
     def _faults(self, costs: PhaseCosts, candidates: Candidates) -> dict[str, NDArray[np.bool_]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..spec.strategy import Phase
 from .joint import Options, Pairs, separate_pairs, shared_pairs, single_phase
 from .question import Question
-from .replicas import Replicas
+from .replicas import Moved, Replicas
 from .table import PhaseTable
 
 Ints = NDArray[np.int64]
@@ -51,7 +51,7 @@ def batch_deployments(
         else:
             made = [
                 shared_pairs(batch, output, mine["prefill", False], mine["decode", False], capacity, LAYERS),
-                *_separate(question, replicas, tables["decode"], batch, mine["prefill", True], mine["decode", True],
+                *_separate(question, tables["decode"], batch, mine["prefill", True], mine["decode", True],
                            capacity),
             ]  # fmt: skip
         found += [replace(p, options=np.full(len(p), number)) for p in made]
@@ -82,7 +82,6 @@ def _options(
 
 def _separate(
     question: Question,
-    replicas: Replicas,
     table: PhaseTable,
     batch: int,
     prefill: Options,
@@ -96,10 +95,11 @@ def _separate(
     output, domain = question.spec.workload.output, question.hardware.domain
     pipelined = np.flatnonzero(table.candidates.pp[decode.strategy] > 1)
     offsets = prefill.gpus % domain if len(pipelined) else np.zeros_like(prefill.gpus)
-    made = []
-    for offset in np.unique(offsets).tolist():
+    every, made = np.unique(offsets), []
+    moved = Moved(table, decode.strategy, every)
+    for offset in every.tolist():
         mine = np.flatnonzero(offsets == offset)
-        moved = replace(decode, latency=replicas.seconds_at(table, decode.strategy, offset))
-        pairs = separate_pairs(batch, output, prefill[mine], moved, capacity, question.gpus, LAYERS)
+        there = replace(decode, latency=moved.seconds(offset))
+        pairs = separate_pairs(batch, output, prefill[mine], there, capacity, question.gpus, LAYERS)
         made.append(replace(pairs, prefill=mine[pairs.prefill]))
     return made

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...compiler.cost import NodeCost, decode_interval
+from ...compiler.cost import decode_interval
 from ...compiler.cost.closed_form import pipeline_makespan
 from ...compiler.ir.graph import Graph
+from ...compiler.ir.types import Number
 from ...compiler.ir.unrolled import STREAMS
 from .schedule import stream_of
 from .unroll import node_mask
@@ -17,7 +19,15 @@ from .unroll import node_mask
 Floats = NDArray[np.float64]
 
 
-def server_times(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:
+class Timed(Protocol):
+    """Whatever is known of a node, its seconds among it."""
+
+    @property
+    def time(self) -> Number:
+        """Seconds, as an array that broadcasts over (steps, items, repetitions)."""
+
+
+def server_times(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> Floats:
     """[steps, items, servers] seconds: stage 0, send 0, stage 1, ..., last stage, and in decode the token return.
 
     A graph of one stage has one server.
@@ -32,20 +42,20 @@ def server_times(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Flo
             continue
         time = np.asarray(costs[block.name, node.name].time, dtype=np.float64)
         repetitions = max(1, len(block.layers))
-        full = np.broadcast_to(time, (*shape, repetitions)) if time.ndim else np.full((*shape, repetitions), time)
-        full = np.where(node_mask(graph, node)[..., None], full, 0.0)
+        full = np.where(node_mask(graph, node)[..., None], np.broadcast_to(time, (*shape, repetitions)), 0.0)
         where = 2 * graph.stages_of(block, node).astype(np.int64) + (stream == "send")
-        for repetition, server in enumerate(where):
-            times[:, :, server] += full[:, :, repetition]
+        order = np.argsort(where, kind="stable")
+        servers, starts = np.unique(where[order], return_index=True)
+        times[:, :, servers] += np.add.reduceat(full[..., order], starts, axis=-1)
     return times
 
 
-def prefill_seconds(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> float:
+def prefill_seconds(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> float:
     """Closed form of the prefill's makespan, to the last request's first token."""
     return float(pipeline_makespan(server_times(graph, costs)[0]))
 
 
-def phase_servers(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:
+def phase_servers(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> Floats:
     """[items, servers] seconds that the latency of the graph's phase comes from."""
     return server_times(graph, costs)[0] if graph.phase == "prefill" else step_servers(graph, costs)
 
@@ -60,7 +70,7 @@ def busiest_each(graph: Graph, times: Floats) -> float:
     return float(times.sum(axis=0).max()) / sum(item.batch for item in graph.items if item.first)
 
 
-def step_interval(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> float:
+def step_interval(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> float:
     """Closed form of the steady decode interval (TPOT) at the context of the first step.
 
     With micro-batches of unequal size the slowest server's round is the sum over them, and the longest trip is the
@@ -76,7 +86,7 @@ def servers_interval(graph: Graph, times: Floats) -> float:
     return float(max(times.sum(axis=1).max(), times.sum(axis=0).max()))
 
 
-def step_servers(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:
+def step_servers(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> Floats:
     """[items, servers] seconds of the first step in a steady stream of steps, whose token return always counts."""
     times: Floats = server_times(graph, costs)[0]
     if graph.phase == "decode" and len(graph.stages) > 1 and graph.steps == 1:
@@ -85,7 +95,7 @@ def step_servers(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Flo
     return times
 
 
-def _return_seconds(graph: Graph, costs: Mapping[tuple[str, str], NodeCost]) -> Floats:
+def _return_seconds(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> Floats:
     """Token return per item, which the last step of a chain leaves out."""
     time = next(np.asarray(costs["epilogue", n.name].time) for b, n in graph.nodes() if n.name == "return_send")
     return np.broadcast_to(time, (graph.steps, len(graph.items), 1))[0, :, 0]

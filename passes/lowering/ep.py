@@ -57,9 +57,12 @@ def _place(node: Node, mesh: Mesh, tokens: dict[str, tuple[str, ...]]) -> Node:
 
 def cut_params(node: Node, cuts: dict[str, tuple[str, ...]]) -> Node:
     """The node with its weights cut over axes, by dimension name (an empty cut changes nothing)."""
+    cuts = {dim: axes for dim, axes in cuts.items() if axes}
+    if not any(dim in cuts for p in node.params for dim in p.type.names):
+        return node
     params = []
     for p in node.params:
-        shards = tuple(cuts.get(d) or axes for d, axes in zip(p.type.names, p.type.placement.shards, strict=True))
+        shards = tuple(cuts.get(d, axes) for d, axes in zip(p.type.names, p.type.placement.shards, strict=True))
         placement = replace(p.type.placement, shards=shards)
         params.append(p if p.const else replace(p, type=p.type.placed(placement)))
     return replace(node, params=tuple(params))

@@ -125,6 +125,8 @@ class _BlockResolver:
     def _settle_inits(self, block: Block) -> Block:
         """Sources that stand in for a carried value lie where the carried value lies."""
         placed: Mapping[str, TensorType] = {a.init: a.value.type for a in block.args if a.init}
+        if not placed:
+            return block
 
         def settle(node: Node) -> Node:
             outputs = tuple(
@@ -146,6 +148,8 @@ def _link_steps(graph: Graph) -> Graph:
     sources = {name: t for b in graph.with_role("epilogue") for name, t in b.types.items()}
 
     def link(block: Block) -> Block:
+        if all(a.carry != "step" for a in block.args):
+            return block
         args = tuple(
             replace(a, value=Value(a.value.name, sources[a.source])) if a.carry == "step" else a for a in block.args
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import paradag
-from paradag.compiler.plan import Deployment, Law, Plan
+from paradag.compiler.plan import Deployment, Law, Plan, tabulate
 from paradag.compiler.plan.joint import Pairs, ranking
 from paradag.compiler.plan.layouts import Layouts
 from paradag.compiler.spec import StrategySpec
@@ -101,7 +101,9 @@ def test_another_law_changes_the_plan() -> None:
     assert set(plan.tables["decode"]["ep"].tolist()) == {4}
 
 
-def test_an_interruption_gives_the_best_so_far() -> None:
+def test_an_interruption_gives_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tabulate, "AT_ONCE", 0)
+
     def interrupt(what: str) -> None:
         if "chunks" in what:
             raise KeyboardInterrupt
