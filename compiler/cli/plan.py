@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from threading import Timer
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -84,41 +84,57 @@ def plan_command(
 
         loaded = load(files[0], knowledge=knowledge)
         report((d for d in loaded.diagnostics if d.severity is Severity.WARNING), OutputFormat.TEXT, loaded.texts)
-        with _progress() as told:
-            plan, contents = planned(loaded, {**options, "expert_load": expert_load}, told)
+        with _screen() as screen:
+            plan, contents = planned(
+                loaded, {**options, "expert_load": expert_load}, screen.told, lambda p: screen.say(summary(p))
+            )
         paths = write_files(contents, save_path)
     typer.echo(json.dumps({"save_path": [str(p) for p in paths]}))
-    if not plan.complete:
-        typer.echo("interrupted: the best so far", err=True)
-    if plan.chosen is not None:
-        typer.echo(summary(plan, plan.chosen), err=True)
     if not plan.feasible:
         report(why_infeasible(plan), OutputFormat.TEXT)
         raise typer.Exit(1)
 
 
 def planned(
-    loaded: LoadedSpec, options: Mapping[str, Any], progress: Progress | None = None
+    loaded: LoadedSpec,
+    options: Mapping[str, Any],
+    progress: Progress | None = None,
+    found: Callable[[Plan], None] = lambda plan: None,
 ) -> tuple[Plan, dict[str, bytes]]:
-    """The plan of one file and the files that tell it, by name: all that a sweep's worker does, too."""
+    """The plan of one file and the files that tell it, by name: all that a sweep's worker does, too.
+
+    Args:
+        loaded: What is asked.
+        options: Of the search.
+        progress: Told what is being done.
+        found: Told the plan as soon as it is there, before its report is made.
+    """
     from ..driver import plan as find
     from ..plan.write import plan_files
 
     plan = find(loaded, **options, progress=progress)
+    found(plan)
     bounds = {name: value for name, value in options.items() if name not in ("objective", "expert_load")}
     return plan, plan_files(plan, loaded, **bounds, progress=progress)
 
 
+class _Screen(NamedTuple):
+    """Standard error: what is being done, and what is said."""
+
+    told: Progress
+    say: Callable[[str], None]
+
+
 @contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on standard error, from the second second on; none where nobody looks."""
+def _screen() -> Iterator[_Screen]:
+    """With a bar from the second second on; none where nobody looks."""
     from rich.console import Console
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda what: None
+        yield _Screen(lambda what: None, lambda text: typer.echo(text, err=True))
         return
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     bar = Bar(*columns, console=console, transient=True)
@@ -127,20 +143,25 @@ def _progress() -> Iterator[Progress]:
     timer.daemon = True
     timer.start()
     try:
-        yield lambda what: bar.update(task, description=what)
+        yield _Screen(
+            lambda what: bar.update(task, description=what),
+            lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+        )
     finally:
         timer.cancel()
         timer.join()
         bar.stop()
 
 
-def summary(plan: Plan, chosen: Deployment) -> str:
-    """The choice in a few lines."""
+def summary(plan: Plan) -> str:
+    """The choice in a few lines, where there is one."""
     from ..plan.report import choice_lines
 
     considered = sum(c.considered for c in plan.counts.values())
     told = f"{plan.evaluated:,} of {considered:,} strategies evaluated in {plan.seconds:.2f} s"
-    return "\n".join([*choice_lines(chosen), told])
+    if not plan.complete:
+        told = f"interrupted, the best so far: {told}"
+    return "\n".join([*(choice_lines(plan.chosen) if plan.chosen is not None else ()), told])
 
 
 _MISSED = {
