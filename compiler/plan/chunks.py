@@ -57,8 +57,9 @@ class Chunks:
         some, last = self.alike_micro, self.alike_place == _LAST
         rest = self.prompt - (self.chunks[some] - 1) * self.step[some]
         new = np.where(last, rest, np.minimum(self.step[some], self.prompt))
-        last |= self.chunks[some] == 1
-        return self.layout[some], self.size[some], new, self.alike_place == _FIRST, last
+        only = self.chunks[some] == 1
+        masks = self.alike_place == _FIRST, last | only
+        return self.layout[some], self.size[some], new, *(mask.astype(np.int64) for mask in masks)
 
 
 def chunks_of(candidates: Candidates, prompt: int) -> Chunks:

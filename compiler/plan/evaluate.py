@@ -71,23 +71,17 @@ class Evaluator:
 
     # --- seconds ----------------------------------------------------------------------------------------------------
 
-    def seconds(self, layout: Ints, batch: Ints, new: Ints, past: Ints, first: Bools, last: Bools) -> Seconds:
-        """Seconds of every block per row.
+    def by_tokens(self, layout: Ints, batch: Ints, new: Ints, first: Ints, last: Ints) -> Seconds:
+        """Seconds of every block per row, of the nodes that do not look at what came before.
 
         Args:
             layout: Number of the layout.
             batch: Sequences of the micro-batch over all attention-DP groups.
             new: New tokens per sequence.
-            past: Tokens per sequence before.
-            first: Whether the row is the first chunk of its micro-batch.
-            last: Whether it is the last.
+            first: 1 where the row is the first chunk of its micro-batch, else 0.
+            last: 1 where it is the last, else 0.
         """
-        found = self.by_tokens(layout, batch, new, first, last)
-        return replace(found, parts=found.parts + self.by_context(layout, batch, new, past))
-
-    def by_tokens(self, layout: Ints, batch: Ints, new: Ints, first: Bools, last: Bools) -> Seconds:
-        """Seconds of the nodes that do not look at what came before; see :meth:`seconds`."""
-        distinct, where = distinct_rows(*self._core_batch(layout, batch), new, first * 1, last * 1)
+        distinct, where = distinct_rows(*self._core_batch(layout, batch), new, first, last)
         found = self._core_parts(distinct).at(where)
         if self._has_experts:
             distinct, where = distinct_rows(*self._expert_tokens(layout, batch, new))
@@ -95,7 +89,7 @@ class Evaluator:
         return found
 
     def by_context(self, layout: Ints, batch: Ints, new: Ints, past: Ints) -> Floats:
-        """[parts, rows] seconds of the nodes that do; see :meth:`seconds`."""
+        """[parts, rows] seconds of the nodes that do, of ``past`` tokens per sequence; see :meth:`by_tokens`."""
         distinct, where = distinct_rows(*self._core_batch(layout, batch), new, past)
         return self._core_context(distinct)[:, where]
 

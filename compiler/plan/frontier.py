@@ -58,7 +58,7 @@ def _survivors(values: Floats, total: Floats, layers: int) -> Ints:
 
 def _ahead(values: Floats, point: Floats) -> Bools:
     """Which entries are better than a point in something."""
-    better = values[0] < point[0]
+    better = np.asarray(values[0] < point[0])
     for row, limit in zip(values[1:], point[1:], strict=True):
         better |= row < limit
     return better
@@ -89,7 +89,7 @@ def _front(values: Floats) -> Ints:
 def grouped_skyband(group: Ints, columns: Floats, layers: int = 1) -> Ints:
     """:func:`skyband` inside every group; numbers ascending."""
     if len(columns) == 2:
-        return grouped_band(group, *columns, layers)
+        return grouped_band(group, columns[0], columns[1], layers)
     found = [np.zeros(0, dtype=np.int64)]
     for number in np.unique(group):
         mine = np.flatnonzero(group == number)

@@ -149,11 +149,10 @@ class Tabulator:
             return tuple(b for b in q.batches if b & (b - 1) == 0)
         return tuple(sorted({-(-batch // dp) for batch in q.batches for dp in range(1, min(replicas, batch) + 1)}))
 
-    def _schedules(self, phase: Phase, ranks: int, pp: int) -> Ints:
-        """[3, schedules] of the replicas of ``pp`` stages of so many ranks; see :func:`.space.schedules`."""
+    def _schedules(self, phase: Phase, pp: int, replicas: int) -> Ints:
+        """[3, schedules] of a replica of ``pp`` stages, of which there may be so many; see :func:`.space.schedules`."""
         q = self.question
-        replicas = q.gpus // (ranks * pp)
-        key = (phase, pp, replicas)
+        key = (phase, pp, 0 if q.continuous else replicas)
         if key not in self._known:
             prompt = q.spec.workload.input
             if not q.continuous:
@@ -171,31 +170,28 @@ class Tabulator:
         layers = q.spec.model.layers.count
         counts: dict[int, tuple[int, int]] = {}
         for ranks in np.unique(layouts.ranks).tolist():
-            each = [self._schedules(phase, ranks, pp).shape[1] for pp in range(1, q.gpus // ranks + 1)]
+            most = q.gpus // ranks
+            each = [self._schedules(phase, pp, most // pp).shape[1] for pp in range(1, most + 1)]
             counts[ranks] = sum(each), sum(each[:layers])
         table = np.array([counts[r] for r in layouts.ranks.tolist()], dtype=np.int64).reshape(-1, 2)
         return table[:, 0], table[:, 1]
 
     def _candidates(self, costs: PhaseCosts, phase: Phase, capacity: float) -> Candidates:
         """Strategies of legal layouts whose weights fit."""
-        q, layouts = self.question, costs.layouts
+        q, ranks = self.question, costs.layouts.ranks
         parts: list[Ints] = [np.zeros((5, 0), dtype=np.int64)]
-        for ranks in np.unique(layouts.ranks).tolist():
-            mine = np.flatnonzero(layouts.ranks == ranks)
-            for pp in range(1, min(q.gpus // ranks, q.spec.model.layers.count) + 1):
-                possible = mine[costs.weights(pp)[:, mine].max(axis=0) <= capacity]
-                table = self._schedules(phase, ranks, pp)
+        for pp in range(1, min(q.gpus // int(ranks.min(initial=1)), q.spec.model.layers.count) + 1):
+            fitting = np.flatnonzero((costs.weights(pp).max(axis=0) <= capacity) & (ranks * pp <= q.gpus))
+            replicas = q.gpus // (ranks[fitting] * pp)
+            for most in np.unique(replicas).tolist() if not q.continuous else [0]:
+                mine = fitting if q.continuous else fitting[replicas == most]
+                table = self._schedules(phase, pp, most)
                 count = table.shape[1]
-                parts.append(
-                    np.stack(
-                        [
-                            np.repeat(possible, count),
-                            np.full(count * len(possible), pp),
-                            *(np.tile(row, len(possible)) for row in table),
-                        ]
-                    )
-                )
-        return Candidates(*np.concatenate(parts, axis=1))
+                first = np.stack([np.repeat(mine, count), np.full(count * len(mine), pp)])
+                parts.append(np.concatenate([first, np.tile(table, len(mine))]))
+        columns = np.concatenate(parts, axis=1)
+        # Small stages first: of strategies that cost the same the first is taken.
+        return Candidates(*columns[:, np.argsort(ranks[columns[0]], kind="stable")])
 
 
 _NOTHING = Needs(*(np.zeros(0) for _ in fields(Needs)))

@@ -87,4 +87,4 @@ def test_what_crosses_domains(ranks: int, pp: int, first: int, domain: int) -> N
     mesh = Mesh((Axis("r", ranks, 1),), {}, pp, ranks, first_rank=first)
     pairs = [*((s, s + 1) for s in range(pp - 1)), (pp - 1, 0)]
     expected = [boundary_crosses(mesh, source, target, domain) for source, target in pairs]
-    assert crossings(np.array([ranks]), pp, first, domain)[0].tolist() == expected
+    assert crossings(np.array([ranks]), np.array([first]), pp, domain)[0].tolist() == expected
