@@ -2,7 +2,7 @@
 
     python benchmarks/calibrate.py                 # the table of errors
     python benchmarks/calibrate.py --json FILE     # the same as data
-    python benchmarks/calibrate.py --write         # store the fits in compiler/spec/calibration.toml
+    python benchmarks/calibrate.py --write         # store the fits in compiler/spec/calibration.json
 
 The rows come from ``$PARADAG_REFERENCE/kernels/*.csv.gz`` (default ``../shared/reference``): AIConfigurator's database
 of measured latencies, Apache-2.0. Each table is halved by a checksum of its rows; fits use one half, errors are those
@@ -17,6 +17,7 @@ import gzip
 import json
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +27,13 @@ import numpy as np
 
 from paradag.compiler.cost.fit import first_half, residual
 from paradag.compiler.cost.measured import LAWS, Chip, Columns, Floats
-from paradag.compiler.cost.records import write_fits
+from paradag.compiler.cost.records import render_fits
 from paradag.compiler.spec.calibration import Fit, LaunchParameters, Residual, StreamingParameters
 from paradag.compiler.spec.catalog import CatalogEntry, accelerator
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = Path(os.environ.get("PARADAG_REFERENCE", ROOT / ".." / "shared" / "reference"))
-TARGET = ROOT / "compiler" / "spec" / "calibration.toml"
+TARGET = ROOT / "compiler" / "spec" / "calibration.json"
 CHIPS = {
     "a100_sxm": "a100_sxm_80gb",
     "b200_sxm": "b200_sxm",
@@ -345,14 +346,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
     if options.write:
-        write_fits(TARGET, fits, {}, HEADER)
+        # the digits and the order of a calibration file
+        document = tomllib.loads(render_fits(fits, {}))
+        TARGET.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-HEADER = """\
-Fitted figures of the cost model by chip, engine, operator class and variant; docs/calibration.md explains them.
-Written by `python benchmarks/calibrate.py --write`. Seconds where a name ends in _s, else ratios.
-rows, median, mean and bias are errors on the half of the rows that was not fitted: predicted / measured - 1."""
 
 
 def pooled(results: Sequence[Result]) -> Iterator[str]:

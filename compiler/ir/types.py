@@ -57,12 +57,14 @@ class Rows(dict[str, Number]):
     Attributes:
         local: Sizes on the fullest rank by global size and the axes that cut it.
         elements: Elements by those of all dimensions.
+        types: The same by the identity of the tensor type, which is kept with them: nodes ask for one type many times.
     """
 
     def __init__(self, **extents: Number) -> None:
         super().__init__(extents)
         self.local: dict[tuple[Size, tuple[str, ...]], Number] = {}
         self.elements: dict[tuple[Any, ...], Number] = {}
+        self.types: dict[int, tuple[TensorType, Number]] = {}
 
 
 BATCH = Extent("batch")
@@ -207,9 +209,13 @@ class TensorType:
         """Expected elements on the fullest rank."""
         if not isinstance(extents, Rows):
             return prod(self.local_dims(extents, mesh).values(), start=self.density)
+        seen = extents.types.get(id(self))
+        if seen is not None:
+            return seen[1]
         key = (self.density, *zip((d.size for d in self.dims), self.placement.shards, strict=True))
         if key not in extents.elements:
             extents.elements[key] = prod(self.local_dims(extents, mesh).values(), start=self.density)
+        extents.types[id(self)] = self, extents.elements[key]
         return extents.elements[key]
 
     def local_bytes(self, extents: Mapping[str, Number], mesh: Mesh) -> Number:

@@ -1,7 +1,7 @@
 """The catalogues of accelerators and models: data in TOML, typed on the way out.
 
 Accelerator figures are vendor peaks for dense operands. What kernels reach of them is fitted on measurements and lies
-in calibration.toml (:mod:`.inheritance`); for what was never measured the assumptions in :data:`DEFAULTS` stand in,
+in calibration.json (:mod:`.inheritance`); for what was never measured the assumptions in :data:`DEFAULTS` stand in,
 and whoever uses one must say so.
 """
 

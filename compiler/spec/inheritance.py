@@ -1,4 +1,4 @@
-"""Calibrations from TOML, completed by inheritance: every chip gets every parameter set, and says where from.
+"""Calibrations from files, completed by inheritance: every chip gets every parameter set, and says where from.
 
 A class and variant that nobody measured on a chip is taken from, in this order: another engine on the same chip; the
 same class on chips of the same architecture; of the same vendor and generation; the median over all chips. Within a
@@ -15,6 +15,8 @@ from importlib.resources import files
 from math import log
 from statistics import median
 from typing import Any
+
+import orjson
 
 from ..diagnostics import Diagnostic, DiagnosticError
 from .calibration import CLASSES, Calibration, Fit, Parameters, Residual
@@ -89,9 +91,9 @@ def keys() -> tuple[tuple[str, str], ...]:
 
 @cache
 def shipped() -> Library:
-    """The calibrations that paradag ships."""
-    text = files(__package__).joinpath("calibration.toml").read_text(encoding="utf-8")
-    return parse_calibration(text, "calibration.toml")
+    """The calibrations that paradag ships: JSON, because a program writes them and every run reads them."""
+    document = orjson.loads(files(__package__).joinpath("calibration.json").read_bytes())
+    return _library(document, "calibration.json")
 
 
 def parse_calibration(text: str, name: str) -> Library:
@@ -104,6 +106,11 @@ def parse_calibration(text: str, name: str) -> Library:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DiagnosticError([_bad(name, f"no TOML: {error}")]) from None
+    return _library(document, name)
+
+
+def _library(document: Mapping[str, Any], name: str) -> Library:
+    """The calibrations of a document; see :func:`parse_calibration`."""
     found: list[Diagnostic] = []
     fits: dict[str, dict[str, dict[tuple[str, str], Fit]]] = {}
     units: dict[str, int] = {}
