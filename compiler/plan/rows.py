@@ -87,17 +87,17 @@ def distinct_rows(*columns: Ints) -> tuple[list[Ints], Ints]:
     key = np.zeros(len(columns[0]), dtype=np.int64)
     wide = 1
     for column in columns:
-        code, size = _numbered(column)
+        code, size = numbered(column)
         if wide * size > 2**62:
-            key, wide = _numbered(key)
+            key, wide = numbered(key)
         key, wide = key * size + code, wide * size
-    which, count = _numbered(key)
+    which, count = numbered(key)
     some = np.empty(count, dtype=np.int64)
     some[which] = np.arange(len(key))
     return [column[some] for column in columns], which
 
 
-def _numbered(column: Ints) -> tuple[Ints, int]:
+def numbered(column: Ints) -> tuple[Ints, int]:
     """The column with its distinct values numbered in their order, and how many there are.
 
     Without sorting where the values lie close enough together to be looked up in a table.
