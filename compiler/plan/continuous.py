@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..cost.serving import steady_tpot, step_wait
 from ..spec.strategy import Phase
-from .frontier import grouped_band, grouped_skyband, joined, ranks
+from .frontier import grouped_band, grouped_skyband, joined, ranks, skyband
 from .joint import Options, Pairs
 from .question import Question
 from .replicas import Moved, Replicas
@@ -34,6 +34,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 Tables = Mapping[Phase, PhaseTable]
+
+AT_ONCE = 1 << 20
+"""Pairs of pools that are looked at together: bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -118,54 +121,55 @@ def _shared(question: Question, replicas: Replicas, tables: Tables, capacity: fl
 def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool) -> Turns:
     """Pairs of strategies whose weights lie alike, of one replica."""
     prefill, decode = tables["prefill"], tables["decode"]
-    output = question.spec.workload.output
-    some_p, some_d = _simplest_first(replicas, prefill), _simplest_first(replicas, decode)
+    output, share = question.spec.workload.output, decode.candidates.batch
+    wait = np.asarray(step_wait(decode.seconds, decode.candidates.microbatches))
+    some_d = _simplest_first(replicas, decode)
     some_d = some_d[decode.needs.longest[some_d] <= capacity]
-    if strict:
-        ttft, tpot = question.limit("prefill"), question.limit("decode")
-        some_p = some_p[prefill.seconds[some_p] <= ttft] if ttft is not None else some_p
-        some_d = some_d[decode.seconds[some_d] <= tpot] if tpot is not None else some_d
-    share, turns = decode.candidates.batch, decode.candidates.microbatches
-    wait = np.asarray(step_wait(decode.seconds, turns))
-    lies_p, lies_d = (replicas.code(t, "weights", mine) for t, mine in ((prefill, some_p), (decode, some_d)))
+    some_d = some_d[_met(question, np.zeros(len(some_d)), decode.seconds[some_d], strict=strict)]
     # Which shares does a prefill strategy meet? Those of decode strategies that lie alike, as far as there is room.
     wide = int(share.max(initial=0)) + 1
-    places = np.unique(lies_d * wide + share[some_d])
-    some_p, lies_p, most = _meeting(lies_p, some_p, places // wide, places % wide)
-    size = prefill.candidates.batch
-    # Room for more than any of them has is as good as room for just that.
-    room = np.minimum(_room(question, prefill, some_p, capacity), np.searchsorted(question.batches, most, side="right"))
-    alike = np.unique(lies_p, return_inverse=True)[1].reshape(-1) * wide + size[some_p]
-    alike = alike * (len(question.batches) + 1) + room
-    latency, each = ranks(prefill.seconds), ranks(prefill.each)
-    band = grouped_band(alike, latency[some_p], each[some_p], LAYERS)
-    some_p, lies_p, room = some_p[band], lies_p[band], room[band]
-    p, place = joined(lies_p, places // wide)
-    kept = places[place] % wide
-    good = (kept % np.maximum(1, size[some_p[p]]) == 0) & (np.searchsorted(question.batches, kept) < room[p])
-    met, place = some_p[p[good]], place[good]
-    band = grouped_band(place, latency[met], each[met], LAYERS)
-    met, place = met[band], place[band]
-    spot = np.searchsorted(places, lies_d * wide + share[some_d])
+    places, spot = np.unique(replicas.code(decode, "weights", some_d) * wide + share[some_d], return_inverse=True)
     band = grouped_band(spot, decode.seconds[some_d], wait[some_d], LAYERS)
     some_d, spot = some_d[band], spot[band]
-    i, j = joined(place, spot)
-    p, d = met[i], some_d[j]
-    tpot_s = np.asarray(steady_tpot(decode.seconds[d], prefill.each[p], share[d], output))
-    made = Turns(p, d, prefill.seconds[p] + wait[d], tpot_s, share[d] / (output * tpot_s))
+    p, place = _meeting(question, replicas, prefill, places // wide, places % wide, capacity)
+    best, least = (np.full(len(places), np.inf) for _ in range(2))
+    np.minimum.at(best, spot, decode.seconds[some_d])
+    np.minimum.at(least, spot, wait[some_d])
+    tpot = np.asarray(steady_tpot(best[place], prefill.each[p], places[place] % wide, output))
+    good = _met(question, prefill.seconds[p] + least[place], tpot, strict=strict)
+    p, place = p[good], place[good]
+    latency, each = ranks(prefill.seconds), ranks(prefill.each)
+    band = grouped_band(place, latency[p], each[p], LAYERS)
+    i, j = joined(place[band], spot)
+    p, d = p[band][i], some_d[j]
+    tpot = np.asarray(steady_tpot(decode.seconds[d], prefill.each[p], share[d], output))
+    made = Turns(p, d, prefill.seconds[p] + wait[d], tpot, share[d] / (output * tpot))
     made = made[_met(question, made.ttft, made.tpot, strict=strict)]
     gpus = _replica_size(question, decode, made.decode)
     # With as many sequences, whoever has the smaller TPOT serves more.
     return made[grouped_band(gpus * wide + share[made.decode], made.ttft, made.tpot, LAYERS)]
 
 
-def _meeting(lies: Ints, some: Ints, others: Ints, share: Ints) -> tuple[Ints, Ints, Ints]:
-    """Strategies that lie as some of the others do, how they lie, and the largest share of those; others ascend."""
-    values, start = np.unique(others, return_index=True)
+def _meeting(
+    question: Question, replicas: Replicas, prefill: PhaseTable, lies: Ints, share: Ints, capacity: float
+) -> tuple[Ints, Ints]:
+    """Prefill strategies and the places at which they meet decode, by how those lie and their sequences, ascending."""
+    some = _simplest_first(replicas, prefill)
+    code = replicas.code(prefill, "weights", some)
+    values, start = np.unique(lies, return_index=True)
     most = np.maximum.reduceat(share, start) if len(start) else share
-    at = np.minimum(np.searchsorted(values, lies), max(0, len(values) - 1))
-    met = values[at] == lies if len(values) else np.zeros(len(lies), dtype=bool)
-    return some[met], lies[met], most[at[met]]
+    at = np.minimum(np.searchsorted(values, code), max(0, len(values) - 1))
+    met = values[at] == code if len(values) else np.zeros(len(code), dtype=bool)
+    some, at = some[met], at[met]
+    # Room for more than any of them has is as good as room for just that.
+    limit = np.searchsorted(question.batches, most[at], side="right")
+    size, room = prefill.candidates.batch[some], np.minimum(_room(question, prefill, some, capacity), limit)
+    group = distinct_rows(at, size, room)[1]
+    band = grouped_band(group, prefill.seconds[some], prefill.each[some], LAYERS)
+    some, size, room = some[band], size[band], room[band]
+    i, place = joined(values[at[band]], lies)
+    good = (share[place] % np.maximum(1, size[i]) == 0) & (np.searchsorted(question.batches, share[place]) < room[i])
+    return some[i[good]], place[good]
 
 
 def _room(question: Question, table: PhaseTable, mine: Ints, capacity: float) -> Ints:
@@ -207,7 +211,7 @@ def _pools(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     moved = Moved(decode, _fastest(question, replicas, decode, capacity), every)
     for offset in every.tolist():
         second = _decodes(question, replicas, moved, offset, strict=strict)
-        made.append(_paired(question, replicas, tables, first[offsets == offset], second))
+        made.append(_matched(question, replicas, tables, first[offsets == offset], second))
     return made
 
 
@@ -223,6 +227,10 @@ class _Pool:
 
     def __getitem__(self, index: Any) -> Self:
         return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def leading(self) -> Self:
+        """What few others of as many GPUs or fewer beat in everything."""
+        return self[skyband(np.stack([self.gpus.astype(np.float64), self.latency, -self.rate]), LAYERS)]
 
 
 def _decodes(question: Question, replicas: Replicas, moved: Moved, offset: int, *, strict: bool) -> _Pool:
@@ -256,7 +264,18 @@ def _fastest(question: Question, replicas: Replicas, decode: PhaseTable, capacit
     return np.asarray(d[least[d] <= enough[np.searchsorted(values, group)]])
 
 
+def _matched(question: Question, replicas: Replicas, tables: Tables, first: _Pool, second: _Pool) -> Pairs:
+    """Deployments of pools of which no others of fewer GPUs are better; of many pools, so many at once."""
+    if len(first.gpus) * len(second.gpus) > AT_ONCE:
+        # Here it is worth while to compare pools of unequal size with each other.
+        first, second = first.leading(), second.leading()
+    step = max(1, AT_ONCE // max(1, len(first.gpus)))
+    parts = range(0, max(1, len(second.gpus)), step)
+    return Pairs.joined([_paired(question, replicas, tables, first, second[low : low + step]) for low in parts])
+
+
 def _paired(question: Question, replicas: Replicas, tables: Tables, first: _Pool, second: _Pool) -> Pairs:
+    """Every pool of prefill with every one of decode, as far as the GPUs go."""
     prefill, decode = tables["prefill"], tables["decode"]
     i, j = (a.reshape(-1) for a in np.meshgrid(np.arange(len(first.gpus)), np.arange(len(second.gpus)), indexing="ij"))
     fits = first.gpus[i] + second.gpus[j] <= question.gpus
