@@ -18,6 +18,9 @@ from .space import COARSE, CONTINUOUS, FINE_GPUS, Bounds, Law
 MOST_GPUS = 64
 """GPUs that `nodes any` is searched up to, unless asked otherwise or the weights need more."""
 
+MOST_RANKS = 512
+"""Ranks of a stage that are tried up to: more GPUs are more stages and replicas."""
+
 MOST_BATCH = 4096
 """Sequences in flight that are tried up to where the file gives no batch."""
 
@@ -37,6 +40,7 @@ class Question:
         hardware: GPU and links.
         context: Tokens per sequence of the costed decode step.
         gpus: Most GPUs.
+        ranks: Most ranks of a stage.
         phases: Phases that are planned.
         continuous: Whether requests come and go one by one (``mode mixed``, and where no batch is given), so that
             prompts enter prefill a few at a time while others decode. Else all are prefilled, then all decode.
@@ -71,6 +75,10 @@ class Question:
         self.capacity = self.hardware.memory
         self.gpus, made = gpus_searched(self.spec, self.capacity, max_gpus)
         self.assumptions += made
+        self.ranks = min(self.gpus, MOST_RANKS)
+        if self.ranks < self.gpus:
+            why = "more GPUs than that are more stages and replicas"
+            self.assumptions.append(Assumption("ranks of a stage", f"up to {self.ranks}", why))
         self.phases: tuple[Phase, ...] = tuple(p for p in ("prefill", "decode") if work.mode in ("both", "mixed", p))
         self.continuous = len(self.phases) == 2 and (work.mode == "mixed" or work.batch is None)
         self.batches, made = self._batches()

@@ -46,7 +46,7 @@ class Tabulator:
         """All strategies of a phase that are legal and whose weights and caches fit, not yet evaluated."""
         q = self.question
         model, prompt = q.spec.model, q.spec.workload.input
-        layouts = stage_layouts(model, phase, q.gpus)
+        layouts = stage_layouts(model, phase, q.ranks)
         faults = layout_faults(layouts, model, phase, prompt)
         own = refused_layouts(q.spec, phase, layouts)
         faults = {"law": ~q.law.fits(layouts), **own, **faults}

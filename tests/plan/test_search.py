@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import paradag
-from paradag.compiler.plan import Deployment, Law, Plan, tabulate
+from paradag.compiler.plan import Deployment, Law, Plan, question, tabulate
 from paradag.compiler.plan.joint import Pairs, ranking
 from paradag.compiler.plan.layouts import Layouts
 from paradag.compiler.spec import StrategySpec
@@ -113,6 +113,14 @@ def test_an_interruption_gives_the_best_so_far(monkeypatch: pytest.MonkeyPatch) 
     )
     assert plan.feasible and not plan.complete
     assert not plan.tables["prefill"]["chunk"].any()
+
+
+def test_stages_of_many_ranks_are_bounded_and_the_bound_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(question, "MOST_RANKS", 2)
+    plan = paradag.plan(condition(DENSE, gpus="1 of 8", work=WORK))
+    assert all(table["ranks"].max() == 2 for table in plan.tables.values())
+    assert chosen(plan)[2] > 2
+    assert [a.value for a in plan.assumptions if a.name == "ranks of a stage"] == ["up to 2"]
 
 
 def test_pools_are_sized_independently() -> None:
