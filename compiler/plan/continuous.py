@@ -13,7 +13,6 @@ be sent; decode's share / (output * interval). `compile` says the same of a work
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -22,21 +21,17 @@ from numpy.typing import NDArray
 
 from ..cost.serving import steady_tpot, step_wait
 from ..spec.strategy import Phase
-from .frontier import grouped_band, grouped_skyband, joined, ranks, skyband
+from .frontier import grouped_band, joined, ranks
 from .joint import Options, Pairs
+from .pools import pool_deployments
 from .question import Question
-from .replicas import Moved, Replicas
+from .replicas import Replicas, Tables
 from .rows import distinct_rows
 from .table import PhaseTable
 from .whole_batch import LAYERS, OptionSets
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-Tables = Mapping[Phase, PhaseTable]
-
-AT_ONCE = 1 << 20
-"""Pairs of pools that are looked at together: bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -82,26 +77,23 @@ def continuous_deployments(
     else:
         parts = [
             _shared(question, replicas, tables, capacity, strict=strict),
-            *_pools(question, replicas, tables, capacity, strict=strict),
+            *pool_deployments(question, replicas, tables, capacity, strict=strict),
         ]
     pairs = Pairs.joined(parts)
     # Of deployments that are equal in everything the simplest comes first.
     return _numbered(replicas, tables, pairs[np.argsort(pairs.complexity, kind="stable")])
 
 
-# --- shared GPUs ------------------------------------------------------------------------------------------------------
-
-
 def _shared(question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool) -> Pairs:
     turns = _turns(question, replicas, tables, capacity, strict=strict)
     prefill, decode = tables["prefill"], tables["decode"]
-    row, dp = _with_replicas(question, decode, turns.decode)
+    row, dp = replicas.spread(decode, turns.decode)
     some = turns[row]
     batch = decode.candidates.batch[some.decode] * dp
     good, gpus = replicas.admitted(decode, some.decode, dp, batch)
     also, others = replicas.admitted(prefill, some.prefill, dp, batch)
     ttft = some.ttft + replicas.queue(prefill, some.prefill, dp)
-    good &= also & _met(question, ttft, some.tpot, strict=strict) & _asked(question, batch)
+    good &= also & question.met(ttft, some.tpot, strict=strict) & question.asked(batch)
     pairs = Pairs(
         options=np.zeros(len(row), dtype=np.int64),
         batch=batch,
@@ -113,7 +105,7 @@ def _shared(question: Question, replicas: Replicas, tables: Tables, capacity: fl
         tpot=some.tpot,
         requests=some.requests * dp,
         transfer=np.where(prefill.parts_sequences(some.prefill), prefill.transfer[some.prefill], 0.0),
-        complexity=_complexity(replicas, tables, some.prefill, some.decode, dp),
+        complexity=replicas.deployed(tables, some.prefill, some.decode, dp),
     )
     return pairs[good]
 
@@ -123,9 +115,9 @@ def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     prefill, decode = tables["prefill"], tables["decode"]
     output, share = question.spec.workload.output, decode.candidates.batch
     wait = np.asarray(step_wait(decode.seconds, decode.candidates.microbatches))
-    some_d = _simplest_first(replicas, decode)
+    some_d = replicas.simplest_first(decode)
     some_d = some_d[decode.needs.longest[some_d] <= capacity]
-    some_d = some_d[_met(question, np.zeros(len(some_d)), decode.seconds[some_d], strict=strict)]
+    some_d = some_d[question.met(np.zeros(len(some_d)), decode.seconds[some_d], strict=strict)]
     # Which shares does a prefill strategy meet? Those of decode strategies that lie alike, as far as there is room.
     wide = int(share.max(initial=0)) + 1
     places, spot = np.unique(replicas.code(decode, "weights", some_d) * wide + share[some_d], return_inverse=True)
@@ -136,7 +128,7 @@ def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     np.minimum.at(best, spot, decode.seconds[some_d])
     np.minimum.at(least, spot, wait[some_d])
     tpot = np.asarray(steady_tpot(best[place], prefill.each[p], places[place] % wide, output))
-    good = _met(question, prefill.seconds[p] + least[place], tpot, strict=strict)
+    good = question.met(prefill.seconds[p] + least[place], tpot, strict=strict)
     p, place = p[good], place[good]
     latency, each = ranks(prefill.seconds), ranks(prefill.each)
     band = grouped_band(place, latency[p], each[p], LAYERS)
@@ -144,8 +136,8 @@ def _turns(question: Question, replicas: Replicas, tables: Tables, capacity: flo
     p, d = p[band][i], some_d[j]
     tpot = np.asarray(steady_tpot(decode.seconds[d], prefill.each[p], share[d], output))
     made = Turns(p, d, prefill.seconds[p] + wait[d], tpot, share[d] / (output * tpot))
-    made = made[_met(question, made.ttft, made.tpot, strict=strict)]
-    gpus = _replica_size(question, decode, made.decode)
+    made = made[question.met(made.ttft, made.tpot, strict=strict)]
+    gpus = replicas.comparable(decode, made.decode)
     # With as many sequences, whoever has the smaller TPOT serves more.
     return made[grouped_band(gpus * wide + share[made.decode], made.ttft, made.tpot, LAYERS)]
 
@@ -154,7 +146,7 @@ def _meeting(
     question: Question, replicas: Replicas, prefill: PhaseTable, lies: Ints, share: Ints, capacity: float
 ) -> tuple[Ints, Ints]:
     """Prefill strategies and the places at which they meet decode, by how those lie and their sequences, ascending."""
-    some = _simplest_first(replicas, prefill)
+    some = replicas.simplest_first(prefill)
     code = replicas.code(prefill, "weights", some)
     values, start = np.unique(lies, return_index=True)
     most = np.maximum.reduceat(share, start) if len(start) else share
@@ -179,185 +171,6 @@ def _room(question: Question, table: PhaseTable, mine: Ints, capacity: float) ->
     # What one sequence of the longest takes does not hang on how many others there are.
     rounds = np.where(np.where(table.parts_sequences(mine), needs.moving, needs.longest) <= capacity, rounds, 0.0)
     return np.searchsorted(question.batches, rounds * size, side="right")
-
-
-# --- pools of their own -----------------------------------------------------------------------------------------------
-
-
-def _pools(question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool) -> list[Pairs]:
-    """Deployments in pools of their own, by where decode's first GPU lies in its scale-up domain."""
-    prefill, decode = tables["prefill"], tables["decode"]
-    need = prefill.alone.moving
-    p = _simplest_first(replicas, prefill)
-    p = p[need[p] <= capacity]
-    work = question.spec.workload
-    if strict and work.require.ttft is not None:
-        p = p[prefill.seconds[p] <= work.require.ttft]
-    # The pool serves what it computes or what it can send away, whichever is less.
-    size = np.maximum(1, prefill.candidates.batch)
-    rate = 1 / np.maximum(prefill.each, prefill.transfer / size)
-    p = p[_band(_replica_size(question, prefill, p), prefill.seconds[p], -rate[p])]
-    row, dp = _with_replicas(question, prefill, p)
-    p = p[row]
-    good, gpus = replicas.admitted(prefill, p, dp, size[p] * dp)
-    ttft = prefill.seconds[p] + replicas.queue(prefill, p, dp)
-    good &= _met(question, ttft, np.zeros(len(p)), strict=strict)
-    first = _Pool(p[good], dp[good], gpus[good], ttft[good], rate[p[good]] * dp[good])
-    first = first[_band(first.gpus, first.latency, -first.rate)]
-    domain = question.hardware.domain
-    several = bool((decode.candidates.pp > 1).any())
-    offsets = first.gpus % domain if several else np.zeros_like(first.gpus)
-    every, made = np.unique(offsets), []
-    moved = Moved(decode, _fastest(question, replicas, decode, capacity), every)
-    for offset in every.tolist():
-        second = _decodes(question, replicas, moved, offset, strict=strict)
-        made.append(_matched(question, replicas, tables, first[offsets == offset], second))
-    return made
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """Columns, one entry per strategy of a pool with its replicas; ``rate`` in requests per second."""
-
-    strategy: Ints
-    dp: Ints
-    gpus: Ints
-    latency: Floats
-    rate: Floats
-
-    def __getitem__(self, index: Any) -> Self:
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def leading(self) -> Self:
-        """What few others of as many GPUs or fewer beat in everything."""
-        return self[skyband(np.stack([self.gpus.astype(np.float64), self.latency, -self.rate]), LAYERS)]
-
-
-def _decodes(question: Question, replicas: Replicas, moved: Moved, offset: int, *, strict: bool) -> _Pool:
-    """Decode pools whose first GPU is number ``offset`` of its domain."""
-    decode, d = moved.table, moved.mine
-    share = decode.candidates.batch
-    interval = np.full(len(share), np.inf)
-    interval[d] = moved.seconds(offset)
-    rate = share / (question.spec.workload.output * interval)
-    d = d[_met(question, np.zeros(len(d)), interval[d], strict=strict)]
-    d = d[_band(_replica_size(question, decode, d), interval[d], -rate[d])]
-    row, dp = _with_replicas(question, decode, d)
-    d = d[row]
-    good, gpus = replicas.admitted(decode, d, dp, share[d] * dp)
-    good &= _asked(question, share[d] * dp)
-    pool = _Pool(d[good], dp[good], gpus[good], interval[d[good]], rate[d[good]] * dp[good])
-    return pool[_band(pool.gpus, pool.latency, -pool.rate)]
-
-
-def _fastest(question: Question, replicas: Replicas, decode: PhaseTable, capacity: float) -> Ints:
-    """Decode strategies that may be among the fastest with their GPUs and sequences, wherever their first GPU lies."""
-    d = _simplest_first(replicas, decode)
-    d = d[decode.alone.longest[d] <= capacity]
-    least, most = decode.seconds - decode.spread, decode.seconds + decode.spread
-    wide = int(decode.candidates.batch.max(initial=0)) + 1
-    group = _replica_size(question, decode, d) * wide + decode.candidates.batch[d]
-    order = np.lexsort((most[d], group))
-    values, start, count = np.unique(group[order], return_index=True, return_counts=True)
-    # as many as matter are surely done by then
-    enough = most[d][order][start + np.minimum(count, LAYERS) - 1]
-    return np.asarray(d[least[d] <= enough[np.searchsorted(values, group)]])
-
-
-def _matched(question: Question, replicas: Replicas, tables: Tables, first: _Pool, second: _Pool) -> Pairs:
-    """Deployments of pools of which no others of fewer GPUs are better; of many pools, so many at once."""
-    if len(first.gpus) * len(second.gpus) > AT_ONCE:
-        # Here it is worth while to compare pools of unequal size with each other.
-        first, second = first.leading(), second.leading()
-    step = max(1, AT_ONCE // max(1, len(first.gpus)))
-    parts = range(0, max(1, len(second.gpus)), step)
-    return Pairs.joined([_paired(question, replicas, tables, first, second[low : low + step]) for low in parts])
-
-
-def _paired(question: Question, replicas: Replicas, tables: Tables, first: _Pool, second: _Pool) -> Pairs:
-    """Every pool of prefill with every one of decode, as far as the GPUs go."""
-    prefill, decode = tables["prefill"], tables["decode"]
-    i, j = (a.reshape(-1) for a in np.meshgrid(np.arange(len(first.gpus)), np.arange(len(second.gpus)), indexing="ij"))
-    fits = first.gpus[i] + second.gpus[j] <= question.gpus
-    p, d = first[i[fits]], second[j[fits]]
-    batch = decode.candidates.batch[d.strategy] * d.dp
-    # The batch is dealt to prefill's replicas in steps of its size: the strategy must come out as it was costed.
-    size, held = prefill.candidates.batch[p.strategy], -(-batch // p.dp)
-    whole = -(-held // np.maximum(1, -(-held // size))) == size
-    p, d, batch = p[whole], d[whole], batch[whole]
-    pairs = Pairs(
-        options=np.zeros(len(batch), dtype=np.int64),
-        batch=batch,
-        separate=np.ones(len(batch), dtype=bool),
-        prefill=np.stack([p.strategy, p.dp], axis=-1),
-        decode=np.stack([d.strategy, d.dp], axis=-1),
-        gpus=p.gpus + d.gpus,
-        ttft=p.latency,
-        tpot=d.latency,
-        requests=np.minimum(p.rate, d.rate),
-        transfer=prefill.transfer[p.strategy],
-        complexity=_complexity(replicas, tables, p.strategy, d.strategy, p.dp * d.dp) + 1,
-    )
-    return _thinned(pairs)
-
-
-# --- what both share --------------------------------------------------------------------------------------------------
-
-
-def _simplest_first(replicas: Replicas, table: PhaseTable) -> Ints:
-    """All strategies; of several that cost the same, the first is taken."""
-    return np.argsort(replicas.complexity(table), kind="stable")
-
-
-def _met(question: Question, ttft: Floats, tpot: Floats, *, strict: bool) -> NDArray[np.bool_]:
-    """What meets the required latencies; everything where they are not asked for."""
-    good = np.ones(len(ttft), dtype=bool)
-    for phase, value in (("prefill", ttft), ("decode", tpot)):
-        limit = question.limit(phase)  # type: ignore[arg-type]
-        if strict and limit is not None:
-            good &= value <= limit
-    return good
-
-
-def _asked(question: Question, batch: Ints) -> NDArray[np.bool_]:
-    """Which batches are the file's, where it gives one."""
-    given = question.spec.workload.batch
-    return np.ones(len(batch), dtype=bool) if given is None else np.asarray(batch == given)
-
-
-def _replica_size(question: Question, table: PhaseTable, mine: Ints) -> Ints:
-    """What strategies may be compared within: GPUs of a replica; where another law counts them, the very layout."""
-    some = table.candidates[mine]
-    if question.spec.pack is None and question.law.counts_ranks:
-        return np.asarray(some.pp * table.costs.layouts.ranks[some.layout])
-    return np.asarray(some.layout * (question.gpus + 1) + some.pp)
-
-
-def _with_replicas(question: Question, table: PhaseTable, mine: Ints) -> tuple[Ints, Ints]:
-    """(row, replicas): each of ``mine`` with every number of replicas that the GPUs hold."""
-    some = table.candidates[mine]
-    most = np.maximum(1, question.gpus // (some.pp * table.costs.layouts.ranks[some.layout]))
-    row = np.repeat(np.arange(len(mine)), most)
-    start = np.cumsum(most) - most
-    return row, np.arange(len(row)) - start[row] + 1
-
-
-def _band(group: Ints, *columns: Floats) -> Ints:
-    """What few others of the group beat in everything; smaller is better."""
-    return grouped_skyband(group, np.stack(columns), LAYERS)
-
-
-def _thinned(pairs: Pairs) -> Pairs:
-    """Of deployments with equal TPOT and GPUs those that few others beat; of equal ones the simplest."""
-    pairs = pairs[np.argsort(pairs.complexity, kind="stable")]
-    alike = np.unique(pairs.tpot, return_inverse=True)[1].reshape(-1)
-    alike = alike * (int(pairs.gpus.max(initial=0)) + 1) + pairs.gpus
-    return pairs[grouped_band(alike, pairs.ttft, -pairs.requests, LAYERS)]
-
-
-def _complexity(replicas: Replicas, tables: Tables, p: Ints, d: Ints, dp: Ints) -> Ints:
-    own = replicas.complexity(tables["prefill"])[p] + replicas.complexity(tables["decode"])[d]
-    return np.asarray(own + (dp > 1))
 
 
 def _whatever_fits_least(question: Question, tables: Tables) -> Pairs:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from math import ceil
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..build import decode_context
 from ..cost import Hardware, resolve_hardware
 from ..spec import Assumption, LoadedSpec, Spec
@@ -14,6 +17,8 @@ from ..spec.pack_law import stated
 from ..spec.strategy import Phase
 from .result import Objective
 from .space import COARSE, CONTINUOUS, FINE_GPUS, Bounds, Law
+
+Floats = NDArray[np.float64]
 
 MOST_GPUS = 64
 """GPUs that `nodes any` is searched up to, unless asked otherwise or the weights need more."""
@@ -92,6 +97,19 @@ class Question:
         """Required TTFT or TPOT."""
         require = self.spec.workload.require
         return require.ttft if phase == "prefill" else require.tpot
+
+    def met(self, ttft: Floats, tpot: Floats, *, strict: bool) -> NDArray[np.bool_]:
+        """What meets the required latencies; everything where they are not asked for, or not ``strict``."""
+        good = np.ones(len(ttft), dtype=bool)
+        for limit, value in ((self.limit("prefill"), ttft), (self.limit("decode"), tpot)):
+            if strict and limit is not None:
+                good &= value <= limit
+        return good
+
+    def asked(self, batch: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which batches are the file's, where it gives one."""
+        given = self.spec.workload.batch
+        return np.ones(len(batch), dtype=bool) if given is None else np.asarray(batch == given)
 
     def kept(self, phase: Phase) -> tuple[int, int]:
         """Tokens per sequence that the cache holds: in a pool of its own, and on GPUs of both phases."""

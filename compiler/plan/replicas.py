@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..cost.serving import settled_wait
+from ..spec.strategy import Phase
 from .joint import Options
 from .packs import counted_gpus, refused_replicas
 from .question import Question
@@ -13,6 +16,8 @@ from .table import PhaseTable, complexity
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+Tables = Mapping[Phase, PhaseTable]
 
 
 class Replicas:
@@ -71,6 +76,30 @@ class Replicas:
         """
         wide, some = self.question.gpus + 1, table.candidates[mine]
         return np.asarray((self._numbers(table, kind)[some.layout] * wide + dp) * wide + some.pp)
+
+    def simplest_first(self, table: PhaseTable) -> Ints:
+        """All strategies of a phase; of several that cost the same, the first is taken."""
+        return np.argsort(self.complexity(table), kind="stable")
+
+    def deployed(self, tables: Tables, prefill: Ints, decode: Ints, dp: Ints) -> Ints:
+        """How many ways of splitting deployments use: of strategies of both phases, and replicas."""
+        own = self.complexity(tables["prefill"])[prefill] + self.complexity(tables["decode"])[decode]
+        return np.asarray(own + (dp > 1))
+
+    def comparable(self, table: PhaseTable, mine: Ints) -> Ints:
+        """What strategies may be compared within: GPUs of a replica; where another law counts, the very layout."""
+        q, some = self.question, table.candidates[mine]
+        if q.spec.pack is None and q.law.counts_ranks:
+            return np.asarray(some.pp * table.costs.layouts.ranks[some.layout])
+        return np.asarray(some.layout * (q.gpus + 1) + some.pp)
+
+    def spread(self, table: PhaseTable, mine: Ints) -> tuple[Ints, Ints]:
+        """(row, replicas): each of ``mine`` with every number of replicas that the GPUs hold."""
+        some = table.candidates[mine]
+        most = np.maximum(1, self.question.gpus // (some.pp * table.costs.layouts.ranks[some.layout]))
+        row = np.repeat(np.arange(len(mine)), most)
+        start = np.cumsum(most) - most
+        return row, np.arange(len(row)) - start[row] + 1
 
     def _numbers(self, table: PhaseTable, kind: str) -> Ints:
         """A number of each layout. How SP and attention DP share the ranks between them moves no weights."""

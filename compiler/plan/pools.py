@@ -1,0 +1,170 @@
+"""Deployments of a continuous batch in pools of their own: sized independently, the slower one sets the rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .frontier import grouped_band, grouped_skyband
+from .joint import Pairs
+from .question import Question
+from .replicas import Moved, Replicas, Tables
+from .rows import distinct_rows
+from .table import PhaseTable
+from .whole_batch import LAYERS
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+AT_ONCE = 1 << 20
+"""Pairs of pools that are looked at together: bounds the memory."""
+
+
+def pool_deployments(
+    question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool
+) -> list[Pairs]:
+    """Deployments in pools of their own, by where decode's first GPU lies in its scale-up domain.
+
+    The arguments are those of :func:`.continuous.continuous_deployments`.
+    """
+    decode = tables["decode"]
+    first = _prefills(question, replicas, tables["prefill"], capacity, strict=strict)
+    several = bool((decode.candidates.pp > 1).any())
+    offsets = first.gpus % question.hardware.domain if several else np.zeros_like(first.gpus)
+    every, made = np.unique(offsets), []
+    moved = Moved(decode, _fastest(replicas, decode, capacity), every)
+    for offset in every.tolist():
+        second = _decodes(question, replicas, moved, offset, strict=strict)
+        made.append(_matched(question, replicas, tables, first[offsets == offset], second))
+    return made
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Columns, one entry per strategy of a pool with its replicas.
+
+    Attributes:
+        strategy: Number of the strategy.
+        dp: Replicas.
+        gpus: GPUs of all.
+        latency: TTFT or TPOT.
+        rate: Requests per second.
+        dealt: A number, equal where batches are dealt out alike: of replicas and prompts of a step, or of the batch.
+    """
+
+    strategy: Ints
+    dp: Ints
+    gpus: Ints
+    latency: Floats
+    rate: Floats
+    dealt: Ints
+
+    def __getitem__(self, index: Any) -> Self:
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def leading(self) -> Self:
+        """What few others of as many GPUs or fewer that are dealt out alike beat in everything."""
+        return self[grouped_skyband(self.dealt, np.stack([self.gpus, self.latency, -self.rate]), LAYERS)]
+
+
+def _prefills(question: Question, replicas: Replicas, prefill: PhaseTable, capacity: float, *, strict: bool) -> Pool:
+    """Prefill pools."""
+    p = replicas.simplest_first(prefill)
+    p = p[prefill.alone.moving[p] <= capacity]
+    p = p[question.met(prefill.seconds[p], np.zeros(len(p)), strict=strict)]
+    # The pool serves what it computes or what it can send away, whichever is less.
+    size = np.maximum(1, prefill.candidates.batch)
+    rate = 1 / np.maximum(prefill.each, prefill.transfer / size)
+    p = p[_band(distinct_rows(replicas.comparable(prefill, p), size[p])[1], prefill.seconds[p], -rate[p])]
+    row, dp = replicas.spread(prefill, p)
+    p = p[row]
+    good, gpus = replicas.admitted(prefill, p, dp, size[p] * dp)
+    ttft = prefill.seconds[p] + replicas.queue(prefill, p, dp)
+    good &= question.met(ttft, np.zeros(len(p)), strict=strict)
+    p, dp, ttft = p[good], dp[good], ttft[good]
+    # Whether a batch is dealt out evenly hangs on replicas and size, so that only those of equal ones are compared.
+    pool = Pool(p, dp, gpus[good], ttft, rate[p] * dp, distinct_rows(dp, size[p])[1])
+    return pool[_band(distinct_rows(pool.gpus, pool.dealt)[1], pool.latency, -pool.rate)]
+
+
+def _decodes(question: Question, replicas: Replicas, moved: Moved, offset: int, *, strict: bool) -> Pool:
+    """Decode pools whose first GPU is number ``offset`` of its domain."""
+    decode, d = moved.table, moved.mine
+    share = decode.candidates.batch
+    interval = np.full(len(share), np.inf)
+    interval[d] = moved.seconds(offset)
+    rate = share / (question.spec.workload.output * interval)
+    d = d[question.met(np.zeros(len(d)), interval[d], strict=strict)]
+    d = d[_band(distinct_rows(replicas.comparable(decode, d), share[d])[1], interval[d], -rate[d])]
+    row, dp = replicas.spread(decode, d)
+    d = d[row]
+    good, gpus = replicas.admitted(decode, d, dp, share[d] * dp)
+    good &= question.asked(share[d] * dp)
+    d, dp = d[good], dp[good]
+    pool = Pool(d, dp, gpus[good], interval[d], rate[d] * dp, share[d] * dp)
+    return pool[_band(distinct_rows(pool.gpus, pool.dealt)[1], pool.latency, -pool.rate)]
+
+
+def _fastest(replicas: Replicas, decode: PhaseTable, capacity: float) -> Ints:
+    """Decode strategies that may be among the fastest with their GPUs and sequences, wherever their first GPU lies."""
+    d = replicas.simplest_first(decode)
+    d = d[decode.alone.longest[d] <= capacity]
+    least, most = decode.seconds - decode.spread, decode.seconds + decode.spread
+    wide = int(decode.candidates.batch.max(initial=0)) + 1
+    group = replicas.comparable(decode, d) * wide + decode.candidates.batch[d]
+    order = np.lexsort((most[d], group))
+    values, start, count = np.unique(group[order], return_index=True, return_counts=True)
+    # as many as matter are surely done by then
+    enough = most[d][order][start + np.minimum(count, LAYERS) - 1]
+    return np.asarray(d[least[d] <= enough[np.searchsorted(values, group)]])
+
+
+def _matched(question: Question, replicas: Replicas, tables: Tables, first: Pool, second: Pool) -> Pairs:
+    """Deployments of pools of which no others of fewer GPUs are better; of many pools, so many at once."""
+    if len(first.gpus) * len(second.gpus) > AT_ONCE:
+        # Here it is worth while to compare pools of unequal size with each other.
+        first, second = first.leading(), second.leading()
+    step = max(1, AT_ONCE // max(1, len(first.gpus)))
+    parts = range(0, max(1, len(second.gpus)), step)
+    return Pairs.joined([_paired(question, replicas, tables, first, second[low : low + step]) for low in parts])
+
+
+def _paired(question: Question, replicas: Replicas, tables: Tables, first: Pool, second: Pool) -> Pairs:
+    """Every pool of prefill with every one of decode, as far as the GPUs go."""
+    prefill, decode = tables["prefill"], tables["decode"]
+    i, j = np.nonzero(first.gpus[:, None] + second.gpus <= question.gpus)
+    batch = decode.candidates.batch[second.strategy] * second.dp
+    # The batch is dealt to prefill's replicas in steps of its size: the strategy must come out as it was costed.
+    size, held = prefill.candidates.batch[first.strategy][i], -(-batch[j] // first.dp[i])
+    whole = -(-held // np.maximum(1, -(-held // size))) == size
+    p, d, batch = first[i[whole]], second[j[whole]], batch[j[whole]]
+    pairs = Pairs(
+        options=np.zeros(len(batch), dtype=np.int64),
+        batch=batch,
+        separate=np.ones(len(batch), dtype=bool),
+        prefill=np.stack([p.strategy, p.dp], axis=-1),
+        decode=np.stack([d.strategy, d.dp], axis=-1),
+        gpus=p.gpus + d.gpus,
+        ttft=p.latency,
+        tpot=d.latency,
+        requests=np.minimum(p.rate, d.rate),
+        transfer=prefill.transfer[p.strategy],
+        complexity=replicas.deployed(tables, p.strategy, d.strategy, p.dp * d.dp) + 1,
+    )
+    return _thinned(pairs)
+
+
+def _band(group: Ints, *columns: Floats) -> Ints:
+    """What few others of the group beat in everything; smaller is better."""
+    return grouped_skyband(group, np.stack(columns), LAYERS)
+
+
+def _thinned(pairs: Pairs) -> Pairs:
+    """Of deployments with equal TPOT and GPUs those that few others beat; of equal ones the simplest."""
+    pairs = pairs[np.argsort(pairs.complexity, kind="stable")]
+    alike = np.unique(pairs.tpot, return_inverse=True)[1].reshape(-1)
+    alike = alike * (int(pairs.gpus.max(initial=0)) + 1) + pairs.gpus
+    return pairs[grouped_band(alike, pairs.ttft, -pairs.requests, LAYERS)]
