@@ -145,7 +145,9 @@ class Block:
         raise KeyError(name)
 
     def map_nodes(self, change: Callable[[Node], Node]) -> Block:
-        return replace(self, nodes=tuple(change(n) for n in self.nodes))
+        nodes = tuple([change(n) for n in self.nodes])
+        same = all(after is before for after, before in zip(nodes, self.nodes, strict=True))
+        return self if same else replace(self, nodes=nodes)
 
 
 @dataclass(frozen=True)

@@ -118,9 +118,9 @@ class Placement:
     shift: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not any(self.shift):
+        if self.shift and not any(self.shift):
             object.__setattr__(self, "shift", ())
-        elif len(self.shift) != len(self.shards):
+        elif self.shift and len(self.shift) != len(self.shards):
             raise ValueError(f"{len(self.shards)} dimensions, {len(self.shift)} shifts")
         used = [a for axes in self.shards for a in axes] + [a for a, _ in self.partial]
         if len(used) != len(set(used)):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ...compiler.ir.graph import Graph, Node
+from ...compiler.ir.graph import Graph, Node, Param
 from ...compiler.ir.mesh import Mesh
+from ...compiler.ir.types import Placement
 from .resolve import resolve
 
 
@@ -60,9 +61,12 @@ def cut_params(node: Node, cuts: dict[str, tuple[str, ...]]) -> Node:
     cuts = {dim: axes for dim, axes in cuts.items() if axes}
     if not any(dim in cuts for p in node.params for dim in p.type.names):
         return node
-    params = []
-    for p in node.params:
-        shards = tuple(cuts.get(d, axes) for d, axes in zip(p.type.names, p.type.placement.shards, strict=True))
-        placement = replace(p.type.placement, shards=shards)
-        params.append(p if p.const else replace(p, type=p.type.placed(placement)))
-    return replace(node, params=tuple(params))
+    return replace(node, params=tuple(p if p.const else _cut_param(p, cuts) for p in node.params))
+
+
+def _cut_param(param: Param, cuts: dict[str, tuple[str, ...]]) -> Param:
+    have = param.type.placement
+    shards = tuple(cuts.get(d, axes) for d, axes in zip(param.type.names, have.shards, strict=True))
+    if shards == have.shards:
+        return param
+    return Param(param.name, param.type.placed(Placement(shards, have.partial, have.shift)))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...compiler.diagnostics import InternalError
-from ...compiler.ir.graph import Arg, Block, Graph, Node, Value, fresh_name
+from ...compiler.ir.graph import Arg, Block, Graph, Node, Param, Value, fresh_name
 from ...compiler.ir.ops import Resharding, operator
 from ...compiler.ir.reshard import reshard_nodes
 from ...compiler.ir.types import Placement, TensorType
@@ -32,7 +32,7 @@ def erase_resharding(block: Block) -> Block:
         if isinstance(operator(node), Resharding) and node.origin:
             alias[node.outputs[0].name] = inputs[0]
         else:
-            kept.append(replace(node, inputs=inputs))
+            kept.append(node if inputs == node.inputs else replace(node, inputs=inputs))
     args = tuple(replace(a, init=alias.get(a.init, a.init)) for a in block.args)
     return replace(block, nodes=tuple(kept), args=args, result=alias.get(block.result, block.result))
 
@@ -73,7 +73,7 @@ class _BlockResolver:
             inferred = rule.infer(node, placed, self.graph.mesh)
         if inferred.wants != tuple(self.types[i].placement for i in inputs):
             raise InternalError(f"the rule of {node.op} is not stable on its own wishes at {node.name}")
-        params = tuple(replace(p, type=t) for p, t in zip(node.params, inferred.params, strict=True))
+        params = tuple(Param(p.name, t, p.const) for p, t in zip(node.params, inferred.params, strict=True))
         outputs = tuple(Value(v.name, t) for v, t in zip(node.outputs, inferred.results, strict=True))
         self.types.update((v.name, v.type) for v in outputs)
         self.nodes.append(replace(node, inputs=inputs, outputs=outputs, params=params))
@@ -93,11 +93,16 @@ class _BlockResolver:
             base = fresh_name(name, (self._base(v) for n in self.nodes if n.origin for v in n.outputs))
             start = self._nearest(name, want, consumer)
             nodes = reshard_nodes(base, start, want, self.graph.mesh, self.origin, consumer)
-            nodes = [replace(n, origin=self.origins.get(_identity(n)) or n.origin) for n in nodes]
+            nodes = [self._as_before(n) for n in nodes]
             self.nodes.extend(nodes)
             self.types.update((v.name, v.type) for n in nodes for v in n.outputs)
             self.resharded[key] = nodes[-1].outputs[0].name
         return self.resharded[key]
+
+    def _as_before(self, node: Node) -> Node:
+        """The resharding node with the pass that first demanded it as its origin."""
+        origin = self.origins.get(_identity(node)) if self.origins else None
+        return replace(node, origin=origin) if origin else node
 
     def _nearest(self, name: str, want: Placement, consumer: Node) -> Value:
         """The value itself; of chunks that travel round a ring, the version that has come nearest to its place.
