@@ -58,8 +58,11 @@ def axes_do_not_nest(case: Case) -> Iterator[Finding]:
 def legal_choices(case: Case, *, fewer: bool = False) -> list[str]:
     """The nearest changes of one degree that are legal for law, mesh, model and cluster, as text to type in.
 
-    Where the model's shapes admit none, those that law, mesh and cluster admit. ``fewer``: only smaller degrees.
+    Where the model's shapes admit none, those that law, mesh and cluster admit. ``fewer``: only smaller degrees. None
+    where nobody reads them.
     """
+    if not case.advised:
+        return []
     d = case.degrees
     names = [n for n in ("ep", "tp", "sp", "etp", "pp", "dp") if getattr(d, n) > 1]
     if case.strategy.term("ep") is None and "etp" in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import permutations, product
 from math import prod
 from typing import Any
@@ -79,9 +80,14 @@ class Report:
 
 def check(sample: Sample, rule: Operator | None = None) -> Report:
     """Offer many placements to a rule; bring each to what the rule wants; run and compare every distinct outcome."""
-    rule = rule or operator(sample.node)
-    expected = sample.expected(rule)
     report = Report()
+    report.faults.extend(faults(sample, rule or operator(sample.node), report))
+    return report
+
+
+def faults(sample: Sample, rule: Operator, report: Report) -> Iterator[str]:
+    """What is wrong with a rule, as it is found; the report tells what was tried until then."""
+    expected = sample.expected(rule)
     rng = np.random.default_rng(0)
     for candidate in candidates(sample, rng):
         report.tried += 1
@@ -91,8 +97,7 @@ def check(sample: Sample, rule: Operator | None = None) -> Report:
                 report.accepted.add(settled.key)
                 compare(sample, rule, settled, expected, rng)
         except (AssertionError, ShardFault, ValueError, IndexError) as fault:
-            report.faults.append(f"{sample.label}, {_show(sample, candidate)}: {type(fault).__name__} {fault}")
-    return report
+            yield f"{sample.label}, {_show(sample, candidate)}: {type(fault).__name__} {fault}"
 
 
 @dataclass(frozen=True)
@@ -170,18 +175,22 @@ def candidates(sample: Sample, rng: np.random.Generator) -> Iterator[tuple[Place
         yield (*aligned[:other], choices[other][rng.integers(len(choices[other]))], *aligned[other + 1 :])
 
 
-def placements(t: TensorType, uncut: frozenset[str] = frozenset(), *, partial: bool) -> list[Placement]:
+def placements(t: TensorType, uncut: frozenset[str] = frozenset(), *, partial: bool) -> Sequence[Placement]:
     """Every way to lay a tensor over the axes: each axis cuts a dimension, leaves it, or carries partial sums."""
-    free = [i for i, name in enumerate(t.names) if name not in uncut]
+    return _placements(len(t.dims), tuple(i for i, name in enumerate(t.names) if name not in uncut), partial)
+
+
+@cache
+def _placements(dims: int, free: tuple[int, ...], partial: bool) -> Sequence[Placement]:
     homes = [None, *free, *(["sum"] if partial else [])]
     found: dict[Placement, None] = {}
     for order in permutations(a.name for a in MESH.axes):
         for chosen in product(homes, repeat=len(order)):
             where = dict(zip(order, chosen, strict=True))
-            shards = tuple(tuple(a for a in order if where[a] == i) for i in range(len(t.dims)))
+            shards = tuple(tuple(a for a in order if where[a] == i) for i in range(dims))
             sums = tuple((a, "sum") for a in sorted(order) if where[a] == "sum")
             found[Placement(shards, sums)] = None
-    return list(found)
+    return tuple(found)
 
 
 def _aligned(sample: Sample, rng: np.random.Generator) -> tuple[Placement, ...]:
