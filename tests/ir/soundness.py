@@ -24,6 +24,8 @@ MESH = Mesh(axes=(Axis("a", 2, 6), Axis("b", 3, 2), Axis("c", 2, 1)), views={})
 TOLERANCE = 1e-10
 CANDIDATES = 400
 """Placements tried for a sample that has more than so many."""
+FEW = 100
+"""The same for samples of an operator beyond the first that most of its placements were tried on."""
 
 Array = np.ndarray[Any, Any]
 Fold = Callable[[Array, TensorType], Array]
@@ -78,18 +80,18 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
 
-def check(sample: Sample, rule: Operator | None = None) -> Report:
+def check(sample: Sample, rule: Operator | None = None, most: int = CANDIDATES) -> Report:
     """Offer many placements to a rule; bring each to what the rule wants; run and compare every distinct outcome."""
     report = Report()
-    report.faults.extend(faults(sample, rule or operator(sample.node), report))
+    report.faults.extend(faults(sample, rule or operator(sample.node), report, most))
     return report
 
 
-def faults(sample: Sample, rule: Operator, report: Report) -> Iterator[str]:
+def faults(sample: Sample, rule: Operator, report: Report, most: int = CANDIDATES) -> Iterator[str]:
     """What is wrong with a rule, as it is found; the report tells what was tried until then."""
     expected = sample.expected(rule)
     rng = np.random.default_rng(0)
-    for candidate in candidates(sample, rng):
+    for candidate in candidates(sample, rng, most):
         report.tried += 1
         try:
             settled = settle(sample, rule, candidate)
@@ -159,15 +161,15 @@ def compare(
 # --- candidates -----------------------------------------------------------------------------------------------------
 
 
-def candidates(sample: Sample, rng: np.random.Generator) -> Iterator[tuple[Placement, ...]]:
+def candidates(sample: Sample, rng: np.random.Generator, most: int) -> Iterator[tuple[Placement, ...]]:
     """All placements of operands and weights, or a random choice of them where there are too many."""
     operands = [placements(t, sample.uncut, partial=True) for t in sample.inputs]
     weights = [placements(p.type, sample.uncut, partial=False) for p in sample.node.params if not p.const]
     choices = [*operands, *weights]
-    if prod(len(c) for c in choices) <= CANDIDATES:
+    if prod(len(c) for c in choices) <= most:
         yield from product(*choices)
         return
-    for _ in range(CANDIDATES // 3):
+    for _ in range(most // 3):
         yield tuple(c[rng.integers(len(c))] for c in choices)
         aligned = _aligned(sample, rng)
         yield aligned

@@ -29,6 +29,7 @@ from paradag.tests.mutation.document_ranks import RANK_KINDS
 from paradag.tests.strategies import small_specs
 
 MOST_GPUS = 64
+MOST_BYTES = 1 << 19
 """Documents stay small: what is damaged does not depend on it."""
 
 KINDS = {k.name: k for k in (*STATE_KINDS, *RANK_KINDS)}
@@ -75,6 +76,7 @@ def damaged(draw: st.DrawFn, kind: Damage[Document]) -> Case:
     spec = on_nodes(draw(small_specs(phases, kind.must)))
     assume(phase_degrees(spec, phase).gpus <= MOST_GPUS)
     text = legal_text(spec, phase, draw(st.integers(1, 2)), draw(st.booleans()))
+    assume(len(text) <= MOST_BYTES)
     try:
         harmed = kind.apply(orjson.loads(text), random.Random(draw(st.integers(0, 2**32))))
     except NoPlace:

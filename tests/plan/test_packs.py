@@ -146,7 +146,7 @@ def test_allotted_nodes_count_whole(tmp_path: Path) -> None:
 def test_the_command_takes_a_pack(tmp_path: Path) -> None:
     (tmp_path / "pack.toml").write_text(PACKS["one expert per GPU"], encoding="utf-8")
     for name in ("a", "b"):
-        (tmp_path / f"{name}.strat").write_text(PLANNED, encoding="utf-8")
+        (tmp_path / f"{name}.strat").write_text(PLANNED.replace("nodes 2 of 4", "nodes 1 of 4"), encoding="utf-8")
     knowledge = ["--knowledge", tmp_path / "pack.toml"]
     one, many = tmp_path / "one", tmp_path / "many"
     code, _, said = invoke("plan", tmp_path / "a.strat", *knowledge, "--save-path", one)
