@@ -209,7 +209,7 @@ def mutated(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(mutated())
 def test_mutations_never_raise(text: str) -> None:
     drawing = read(text)

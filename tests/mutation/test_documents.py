@@ -104,7 +104,7 @@ def test_damage_is_found(name: str) -> None:
     prove()
 
 
-@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 3), st.booleans())
 def test_legal_graphs_and_documents_have_no_findings(spec: Spec, phase: Phase, steps: int, ranks: bool) -> None:
     compiled = compile_phase(on_nodes(spec), phase, steps, ranks=ranks)

@@ -63,7 +63,11 @@ def test_columns_get_the_verdicts_of_the_rules(name: str, tmp_path: Path) -> Non
         one = layouts.degrees(int(i))
         ep = f"ep {one.ep} {{ etp {one.etp} }}"
         chain = f"dp {d} -> pp {p} -> {ep} -> tp {one.tp}  ranks {one.ranks}  microbatches {m}"
-        codes = {x.code for x in check_spec(load(MODEL.format(chain=chain), knowledge=spec.pack), advised=False)[1] if x.is_error}
+        codes = {
+            x.code
+            for x in check_spec(load(MODEL.format(chain=chain), knowledge=spec.pack), advised=False)[1]
+            if x.is_error
+        }
         wanted.append(bool(codes & {"PD045", "PD046"}))
     assert refused.tolist() == wanted
     assert 0 < refused.sum() < len(refused)
