@@ -97,7 +97,7 @@ def _legal(case: Case, known: frozenset[str] | None) -> bool:
     gpus = case.spec.cluster.gpus
     if not case.degrees.fits() or (gpus is not None and case.degrees.gpus > gpus):
         return False
-    return (known is None or _shape_faults(case) <= known) and case.mesh is not None
+    return case.mesh is not None and (known is None or _shape_faults(case) <= known)
 
 
 def _help(found: list[str]) -> str:

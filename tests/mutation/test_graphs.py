@@ -81,7 +81,7 @@ def collectives(graph: Graph) -> list[object]:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_damage_is_found_and_repaired_or_rejected(name: str) -> None:
-    @settings(max_examples=3, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=2, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(damaged(KINDS[name]))
     def prove(case: Case) -> None:
         found, mended, fixes = outcome(case)
