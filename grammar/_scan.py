@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..compiler.diagnostics import Span
 
@@ -16,7 +16,8 @@ MAX_LEXEMES = 50_000
 
 _LEXEME = re.compile(
     r"""
-      (?P<space>   \s+ | \#[^\n]* )
+      (?P<space>   \s+ )
+    | (?P<comment> \#[^\n]* )
     | (?P<ARROW>   -> )
     | (?P<DOTDOT>  \.\. )
     | (?P<AT_MOST> <= )
@@ -35,12 +36,11 @@ _LEXEME = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Lexeme:
+class Lexeme(NamedTuple):
     """A piece of text and its place.
 
     ``kind`` is a terminal's name, or ``word``, ``unit``, ``open`` (a string without its end), ``curly`` (a string in
-    other quotes) or ``junk``.
+    other quotes), ``junk`` or ``comment``.
     """
 
     kind: str
@@ -58,33 +58,32 @@ class Lexeme:
 
 def scan(text: str) -> list[Lexeme]:
     """All lexemes of ``text`` and a last one of kind ``$END``; stops one past :data:`MAX_LEXEMES`."""
-    return [lexeme for lexeme in _pieces(text) if lexeme.kind != "space"]
+    return [lexeme for lexeme in _pieces(text) if lexeme.kind != "comment"]
 
 
 def comments(text: str) -> list[Lexeme]:
     """All comments of ``text``, as far as :func:`scan` reads."""
-    return [lexeme for lexeme in _pieces(text) if lexeme.text.startswith("#")]
+    return [lexeme for lexeme in _pieces(text) if lexeme.kind == "comment"]
 
 
 def _pieces(text: str) -> Iterator[Lexeme]:
-    """Lexemes and what stands between them: stretches of blanks, and comments, of kind ``space``."""
+    """Lexemes and, of kind ``comment``, comments."""
     starts = [0]
     # str.splitlines decides what a line is, as it does where diagnostics are shown.
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     if len(starts) > 1 and not text.endswith(("\n", "\r")):
         starts.pop()
-
-    def place(offset: int) -> tuple[int, int]:
-        line = bisect_right(starts, offset)
-        return line, offset - starts[line - 1] + 1
-
     count = offset = 0
+    row = 1
     while offset < len(text) and count <= MAX_LEXEMES:
         match = _LEXEME.match(text, offset)
         kind = match.lastgroup if match else None
         piece = match.group() if match else text[offset]
-        count += kind != "space"
-        yield Lexeme(kind or "junk", piece, *place(offset))
+        if kind != "space":
+            count += kind != "comment"
+            row = bisect_right(starts, offset, row - 1)
+            yield Lexeme(kind or "junk", piece, row, offset - starts[row - 1] + 1)
         offset += len(piece)
-    yield Lexeme("$END", "", *place(len(text)))
+    row = bisect_right(starts, len(text))
+    yield Lexeme("$END", "", row, len(text) - starts[row - 1] + 1)

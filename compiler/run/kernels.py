@@ -53,6 +53,8 @@ def starts_of(
     """First global index and global size of every dimension that is cut, for one rank."""
     starts: dict[str, tuple[int, int]] = {}
     for t in (*(p.type for p in node.params), *input_types, *(v.type for v in node.outputs)):
+        if not any(t.placement.shards):
+            continue
         for dim, axes, where in zip(t.dims, t.placement.shards, local_slices(t, at, mesh, extents), strict=True):
             if axes:
                 starts.setdefault(dim.name, (where.start, int(dim.value(extents, mesh))))

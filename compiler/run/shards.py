@@ -6,6 +6,7 @@ The ranks of a stage are numbered row-major over the mesh's atomic axes, in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -39,9 +40,20 @@ def local_slices(t: TensorType, at: Mapping[str, int], mesh: Mesh, extents: Mapp
     """The part of each dimension that the rank with coordinates ``at`` holds: nested ceiling chunks."""
     slices = []
     for index, (dim, axes) in enumerate(zip(t.dims, t.placement.shards, strict=True)):
+        sizes = tuple([mesh.size((a,)) for a in axes])
         held = held_by(axes, t.placement.shift_of(index), at, mesh)
-        slices.append(slice(*chunk_bounds(int(dim.value(extents, mesh)), ((mesh.size((a,)), held[a]) for a in axes))))
+        place = 0
+        for axis, size in zip(axes, sizes, strict=True):
+            place = place * size + held[axis]
+        slices.append(_chunks(int(dim.value(extents, mesh)), sizes)[place])
     return tuple(slices)
+
+
+@lru_cache(maxsize=4096)
+def _chunks(size: int, parts: tuple[int, ...]) -> tuple[slice, ...]:
+    """What each position on some axes of these sizes, outermost first, holds of a dimension of ``size``."""
+    places = product(*map(range, parts))
+    return tuple([slice(*chunk_bounds(size, zip(parts, place, strict=True))) for place in places])
 
 
 def held_by(axes: Sequence[str], shift: int, at: Mapping[str, int], mesh: Mesh) -> Mapping[str, int]:
@@ -116,7 +128,8 @@ def join(
         key = tuple(at[a] for a, _ in t.placement.partial)
         whole = parts.setdefault(key, np.zeros(shape, dtype=shard.dtype))
         seen = held.setdefault(key, np.zeros(shape, dtype=bool))
-        if not np.allclose(whole[where][seen[where]], shard[seen[where]], rtol=0.0, atol=tolerance):
+        known = seen[where]
+        if known.any() and not np.allclose(whole[where][known], shard[known], rtol=0.0, atol=tolerance):
             raise ShardFault(f"rank {rank} {at} and its replicas differ")
         whole[where] = shard
         seen[where] = True

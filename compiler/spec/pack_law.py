@@ -92,8 +92,9 @@ def degrees_in(spec: Spec, strategy: StrategySpec) -> Degrees:
         DiagnosticError: PD043, a formula divides by zero.
     """
     is_moe = spec.model.moe is not None
-    chain = tuple(t for t in strategy.chain if t.name != "ep" or is_moe)
-    strategy = strategy.model_copy(update={"chain": chain})
+    if not is_moe and strategy.term("ep") is not None:
+        chain = tuple(t for t in strategy.chain if t.name != "ep")
+        strategy = strategy.model_copy(update={"chain": chain})
     plain = degrees_of(strategy, is_moe=is_moe)
     if spec.pack is None:
         return plain

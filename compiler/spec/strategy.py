@@ -43,7 +43,10 @@ class StrategySpec(SpecModel):
 
     def term(self, name: str) -> ChainTerm | None:
         """First term of that name."""
-        return next((t for t in self.chain if t.name == name), None)
+        for term in self.chain:
+            if term.name == name:
+                return term
+        return None
 
     def degree(self, name: str) -> int:
         """Degree of the dimension, 1 where it is absent or has no ranks of its own."""

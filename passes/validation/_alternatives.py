@@ -36,7 +36,7 @@ def decode_with(loaded: LoadedSpec, phases: Mapping[Phase, PhaseAnalysis], degre
     for name, value in degrees.items():
         case = case.with_option(name, value)
     changed = _with(spec, case.strategy)
-    found = check_spec(LoadedSpec(changed))[1]
+    found = check_spec(LoadedSpec(changed), advised=False)[1]
     if any(d.is_error or d.code == "PD219" for d in found):
         return None
     return _timed(changed, phases, phases["decode"].hardware)

@@ -40,10 +40,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """One phase of a spec."""
+    """One phase of a spec.
+
+    Attributes:
+        loaded: The spec and its places.
+        strategy: The phase's strategy.
+        advised: Whether somebody reads the fixes that findings name; legal ones take long to look for.
+    """
 
     loaded: LoadedSpec
     strategy: StrategySpec
+    advised: bool = True
 
     @property
     def spec(self) -> Spec:
@@ -85,7 +92,7 @@ class Case:
             return replace(self, strategy=s.model_copy(update={name: value}))
         owner, field = ("ep", name) if name in {"etp", "redundant"} else (name, "degree")
         chain = s.chain if s.term(owner) else (*s.chain, ChainTerm(name=owner, degree=1))
-        chain = tuple(t.model_copy(update={field: value}) if t.name == owner else t for t in chain)
+        chain = tuple([t.model_copy(update={field: value}) if t.name == owner else t for t in chain])
         return replace(self, strategy=s.model_copy(update={"chain": chain}))
 
     def diagnose(self, code: str, finding: Finding) -> Diagnostic:

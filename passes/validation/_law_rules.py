@@ -58,8 +58,11 @@ def axes_do_not_nest(case: Case) -> Iterator[Finding]:
 def legal_choices(case: Case, *, fewer: bool = False) -> list[str]:
     """The nearest changes of one degree that are legal for law, mesh, model and cluster, as text to type in.
 
-    Where the model's shapes admit none, those that law, mesh and cluster admit. ``fewer``: only smaller degrees.
+    Where the model's shapes admit none, those that law, mesh and cluster admit. ``fewer``: only smaller degrees. None
+    where nobody reads them.
     """
+    if not case.advised:
+        return []
     d = case.degrees
     names = [n for n in ("ep", "tp", "sp", "etp", "pp", "dp") if getattr(d, n) > 1]
     if case.strategy.term("ep") is None and "etp" in names:
@@ -94,7 +97,7 @@ def _legal(case: Case, known: frozenset[str] | None) -> bool:
     gpus = case.spec.cluster.gpus
     if not case.degrees.fits() or (gpus is not None and case.degrees.gpus > gpus):
         return False
-    return (known is None or _shape_faults(case) <= known) and case.mesh is not None
+    return case.mesh is not None and (known is None or _shape_faults(case) <= known)
 
 
 def _help(found: list[str]) -> str:

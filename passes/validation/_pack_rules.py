@@ -86,7 +86,7 @@ def _broken(case: Case, constraint: Constraint) -> Finding:
     read = sorted(constraint.formula.names)
     have = ", ".join(f"{name} = {values[name]}" for name in read)
     changed = [name for name in _CHANGED if name in read]
-    found = [text for name in changed if (text := _nearest(case, constraint, name))]
+    found = [text for name in changed if case.advised and (text := _nearest(case, constraint, name))]
     return Finding(
         f"{constraint.message} ({constraint.cite}): here {have}",
         (*changed, "ranks"),

@@ -67,11 +67,12 @@ SPEC_RULES: tuple[whole.SpecRule, ...] = (
 """Rules on the spec as a whole."""
 
 
-def check_spec(loaded: LoadedSpec) -> tuple[LoadedSpec, list[Diagnostic]]:
+def check_spec(loaded: LoadedSpec, *, advised: bool = True) -> tuple[LoadedSpec, list[Diagnostic]]:
     """Whether the strategies of a spec are legal.
 
     Args:
         loaded: Spec and places.
+        advised: Whether findings name legal choices, which take long to look for.
 
     Returns:
         The spec as it is compiled (SP gone from decode, ``placement`` completed, what a knowledge
@@ -81,7 +82,7 @@ def check_spec(loaded: LoadedSpec) -> tuple[LoadedSpec, list[Diagnostic]]:
     found: list[Diagnostic] = []
     cases = []
     for strategy in loaded.spec.strategies:
-        written = Case(loaded, strategy)
+        written = Case(loaded, strategy, advised)
         case = _compiled(written)
         cases.append(case)
         found += _of_phase(written, case)

@@ -126,7 +126,7 @@ def test_sources_of_tiny_graphs(name: str) -> None:
     assert source == golden.read_text(encoding="utf-8")
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_laws_of_every_drawing(data: st.DataObject) -> None:
     spec = data.draw(small_specs())
@@ -139,7 +139,7 @@ def test_laws_of_every_drawing(data: st.DataObject) -> None:
     check_laws(scene, analysis)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(data=st.data(), ranks=st.booleans())
 def test_a_drawing_with_everything_unfolded_is_the_flat_graph(data: st.DataObject, ranks: bool) -> None:
     """One pipeline item and one step: nodes and dependences are those of the flat graph, scheduling edges apart."""

@@ -110,7 +110,7 @@ def test_the_schema_refuses_other_documents(
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 2), st.booleans())
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_rows_say_what_the_graph_says(
     tmp_path_factory: pytest.TempPathFactory, spec: Spec, phase: Phase, steps: int, ranks: bool
 ) -> None:
@@ -135,7 +135,7 @@ def test_rows_say_what_the_graph_says(
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 2), st.booleans())
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_laws_of_the_rows(
     tmp_path_factory: pytest.TempPathFactory, spec: Spec, phase: Phase, steps: int, ranks: bool
 ) -> None:

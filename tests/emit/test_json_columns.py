@@ -30,7 +30,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 2), st.booleans())
-@settings(max_examples=15)
+@settings(max_examples=6)
 def test_columns_say_what_the_document_says(
     tmp_path_factory: pytest.TempPathFactory, spec: Spec, phase: Phase, steps: int, ranks: bool
 ) -> None:

@@ -41,7 +41,7 @@ def codes(source: bytes | Path) -> list[str]:
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 2))
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_a_document_loads_back_into_the_same_graph(
     tmp_path_factory: pytest.TempPathFactory, spec: Spec, phase: Phase, steps: int
 ) -> None:

@@ -160,12 +160,13 @@ def test_too_deep_and_too_many_edges() -> None:
 def test_time_is_linear(piece: str) -> None:
     def seconds(length: int) -> float:
         text = "digraph {" + piece * (length // len(piece))
-        began = time.perf_counter()
+        # of this process alone: a busy machine must not hide a square, nor show one
+        began = time.process_time()
         read(text)
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     seconds(1_000)
-    assert seconds(160_000) < 16 * seconds(20_000) + 1.0
+    assert seconds(48_000) < 12 * seconds(6_000) + 0.3
 
 
 SEEDS = [WHOLE, *(text for text, _, _ in DAMAGED.values())]
@@ -208,7 +209,7 @@ def mutated(draw: st.DrawFn) -> str:
     return text
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(mutated())
 def test_mutations_never_raise(text: str) -> None:
     drawing = read(text)

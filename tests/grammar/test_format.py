@@ -105,7 +105,7 @@ def test_an_error_is_told_and_nothing_is_formatted() -> None:
     assert caught.value.diagnostics[0].code == "PD010"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(specs())
 def test_what_the_printer_prints_is_canonical(spec: object) -> None:
     text = print_spec(spec)  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def test_the_examples_are_canonical(path: Path) -> None:
 _PIECES = ("\n", "  ", " # remark\n", " # one # two\n", "\n\n\n", "\t")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.sampled_from(EXAMPLES), st.randoms(use_true_random=False))
 def test_blanks_and_comments_anywhere_change_nothing_but_the_layout(path: Path, rng: random.Random) -> None:
     text = path.read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paradag.compiler.spec import DTYPES, LoadedSpec, Spec
@@ -223,6 +223,7 @@ def specs(draw: Draw) -> Spec:
     )
 
 
+@settings(max_examples=40)
 @given(specs())
 def test_printed_spec_reads_back(spec: Spec) -> None:
     text = print_spec(spec)

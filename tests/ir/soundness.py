@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import permutations, product
 from math import prod
 from typing import Any
@@ -23,6 +24,8 @@ MESH = Mesh(axes=(Axis("a", 2, 6), Axis("b", 3, 2), Axis("c", 2, 1)), views={})
 TOLERANCE = 1e-10
 CANDIDATES = 400
 """Placements tried for a sample that has more than so many."""
+FEW = 100
+"""The same for samples of an operator beyond the first that most of its placements were tried on."""
 
 Array = np.ndarray[Any, Any]
 Fold = Callable[[Array, TensorType], Array]
@@ -77,13 +80,18 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
 
-def check(sample: Sample, rule: Operator | None = None) -> Report:
+def check(sample: Sample, rule: Operator | None = None, most: int = CANDIDATES) -> Report:
     """Offer many placements to a rule; bring each to what the rule wants; run and compare every distinct outcome."""
-    rule = rule or operator(sample.node)
-    expected = sample.expected(rule)
     report = Report()
+    report.faults.extend(faults(sample, rule or operator(sample.node), report, most))
+    return report
+
+
+def faults(sample: Sample, rule: Operator, report: Report, most: int = CANDIDATES) -> Iterator[str]:
+    """What is wrong with a rule, as it is found; the report tells what was tried until then."""
+    expected = sample.expected(rule)
     rng = np.random.default_rng(0)
-    for candidate in candidates(sample, rng):
+    for candidate in candidates(sample, rng, most):
         report.tried += 1
         try:
             settled = settle(sample, rule, candidate)
@@ -91,8 +99,7 @@ def check(sample: Sample, rule: Operator | None = None) -> Report:
                 report.accepted.add(settled.key)
                 compare(sample, rule, settled, expected, rng)
         except (AssertionError, ShardFault, ValueError, IndexError) as fault:
-            report.faults.append(f"{sample.label}, {_show(sample, candidate)}: {type(fault).__name__} {fault}")
-    return report
+            yield f"{sample.label}, {_show(sample, candidate)}: {type(fault).__name__} {fault}"
 
 
 @dataclass(frozen=True)
@@ -154,15 +161,15 @@ def compare(
 # --- candidates -----------------------------------------------------------------------------------------------------
 
 
-def candidates(sample: Sample, rng: np.random.Generator) -> Iterator[tuple[Placement, ...]]:
+def candidates(sample: Sample, rng: np.random.Generator, most: int) -> Iterator[tuple[Placement, ...]]:
     """All placements of operands and weights, or a random choice of them where there are too many."""
     operands = [placements(t, sample.uncut, partial=True) for t in sample.inputs]
     weights = [placements(p.type, sample.uncut, partial=False) for p in sample.node.params if not p.const]
     choices = [*operands, *weights]
-    if prod(len(c) for c in choices) <= CANDIDATES:
+    if prod(len(c) for c in choices) <= most:
         yield from product(*choices)
         return
-    for _ in range(CANDIDATES // 3):
+    for _ in range(most // 3):
         yield tuple(c[rng.integers(len(c))] for c in choices)
         aligned = _aligned(sample, rng)
         yield aligned
@@ -170,18 +177,22 @@ def candidates(sample: Sample, rng: np.random.Generator) -> Iterator[tuple[Place
         yield (*aligned[:other], choices[other][rng.integers(len(choices[other]))], *aligned[other + 1 :])
 
 
-def placements(t: TensorType, uncut: frozenset[str] = frozenset(), *, partial: bool) -> list[Placement]:
+def placements(t: TensorType, uncut: frozenset[str] = frozenset(), *, partial: bool) -> Sequence[Placement]:
     """Every way to lay a tensor over the axes: each axis cuts a dimension, leaves it, or carries partial sums."""
-    free = [i for i, name in enumerate(t.names) if name not in uncut]
+    return _placements(len(t.dims), tuple(i for i, name in enumerate(t.names) if name not in uncut), partial)
+
+
+@cache
+def _placements(dims: int, free: tuple[int, ...], partial: bool) -> Sequence[Placement]:
     homes = [None, *free, *(["sum"] if partial else [])]
     found: dict[Placement, None] = {}
     for order in permutations(a.name for a in MESH.axes):
         for chosen in product(homes, repeat=len(order)):
             where = dict(zip(order, chosen, strict=True))
-            shards = tuple(tuple(a for a in order if where[a] == i) for i in range(len(t.dims)))
+            shards = tuple(tuple(a for a in order if where[a] == i) for i in range(dims))
             sums = tuple((a, "sum") for a in sorted(order) if where[a] == "sum")
             found[Placement(shards, sums)] = None
-    return list(found)
+    return tuple(found)
 
 
 def _aligned(sample: Sample, rng: np.random.Generator) -> tuple[Placement, ...]:

@@ -79,7 +79,7 @@ def numbered(t: TensorType) -> np.ndarray:
 
 
 @given(pairs() | shifted_pairs())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_plan_moves_the_data(pair: tuple[Mesh, TensorType, Placement]) -> None:
     mesh, t, want = pair
     rng = np.random.default_rng(0)

@@ -21,6 +21,8 @@ CLOSE = 1e-9
 SAMPLED = 6
 """Strategies of each table that are compiled."""
 SMALL = Bounds(microbatches=1, trips=2, least_chunk=64)
+WHOLE = Bounds(microbatches=1, trips=1, least_chunk=64)
+"""Prompts in one piece."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def measured(loaded: LoadedSpec, spec: Spec) -> Measured | None:
     return Measured(prefill.latency, decode.latency, tokens, gpus)
 
 
-def brute_force(loaded: LoadedSpec, gpus: int) -> list[Measured]:
+def brute_force(loaded: LoadedSpec, gpus: int, bounds: Bounds) -> list[Measured]:
     """Every legal deployment on shared GPUs, compiled to its DAGs."""
     spec = loaded.spec
 
@@ -53,7 +55,7 @@ def brute_force(loaded: LoadedSpec, gpus: int) -> list[Measured]:
         with_it = spec.model_copy(update={"strategies": (strategy,)})
         return bool(paradag.compile(replace(loaded, spec=with_it), phase=strategy.phase, fix=False).phases)
 
-    each = [[s for s in every_strategy(spec, p, gpus, SMALL) if alone(s)] for p in ("prefill", "decode")]
+    each = [[s for s in every_strategy(spec, p, gpus, bounds) if alone(s)] for p in ("prefill", "decode")]
     assert all(each)
     pairs = [spec.model_copy(update={"strategies": (p, d)}) for p in each[0] for d in each[1]]
     return [found for s in pairs if (found := measured(loaded, s)) is not None]
@@ -61,18 +63,19 @@ def brute_force(loaded: LoadedSpec, gpus: int) -> list[Measured]:
 
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
 @pytest.mark.parametrize(
-    ("model", "batch"),
+    ("model", "batch", "bounds"),
     [
-        pytest.param(DENSE, 1, id="dense"),
-        pytest.param(DENSE, 2, id="dense-two", marks=pytest.mark.slow),
-        pytest.param(MOE, 1, id="moe", marks=pytest.mark.slow),
+        pytest.param(DENSE, 1, WHOLE, id="dense"),
+        pytest.param(DENSE, 1, SMALL, id="dense-chunked", marks=pytest.mark.slow),
+        pytest.param(DENSE, 2, SMALL, id="dense-two", marks=pytest.mark.slow),
+        pytest.param(MOE, 1, SMALL, id="moe", marks=pytest.mark.slow),
     ],
 )
-def test_the_choice_is_the_best_of_all(model: str, batch: int, objective: Objective) -> None:
+def test_the_choice_is_the_best_of_all(model: str, batch: int, bounds: Bounds, objective: Objective) -> None:
     loaded = condition(model, work=f"batch {batch} input 80 tokens output 8 tokens")
-    plan = paradag.plan(loaded, objective, bounds=SMALL, top=400)
+    plan = paradag.plan(loaded, objective, bounds=bounds, top=400)
     shared = [d for d in plan.top if not d.separate]
-    every = _known((model, batch), loaded)
+    every = _known((model, batch, bounds), loaded)
     if objective == "latency":
         best = min(every, key=lambda m: (m.tpot, -m.tokens_per_s, m.gpus))
     else:
@@ -84,12 +87,12 @@ def test_the_choice_is_the_best_of_all(model: str, batch: int, objective: Object
     assert numbers.gpus == best.gpus
 
 
-_CACHE: dict[tuple[str, int], list[Measured]] = {}
+_CACHE: dict[tuple[str, int, Bounds], list[Measured]] = {}
 
 
-def _known(case: tuple[str, int], loaded: LoadedSpec) -> list[Measured]:
+def _known(case: tuple[str, int, Bounds], loaded: LoadedSpec) -> list[Measured]:
     if case not in _CACHE:
-        _CACHE[case] = brute_force(loaded, 2)
+        _CACHE[case] = brute_force(loaded, 2, case[2])
     return _CACHE[case]
 
 

@@ -16,6 +16,8 @@ FILES = sorted((Path(__file__).resolve().parents[2] / "ir_examples").glob("*.str
 
 FEW_RANKS = 32
 """Ranks of a phase up to which an example takes a second."""
+FEWER_RANKS = 16
+"""Ranks that show what a larger example does: its degrees shrink, its axes stay."""
 
 
 def ranks_of(path: Path) -> int:
@@ -53,9 +55,9 @@ def test_an_example_is_equal_to_its_model(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LARGE, ids=lambda p: p.stem)
 def test_a_large_example_on_fewer_ranks_is_equal_to_its_model(path: Path) -> None:
-    found = verify(path, max_ranks=FEW_RANKS)
+    found = verify(path, max_ranks=FEWER_RANKS)
     assert is_right(found, max(p.ranks for p in found.phases.values()))
-    assert all(1 < p.ranks <= FEW_RANKS for p in found.phases.values())
+    assert all(1 < p.ranks <= FEWER_RANKS for p in found.phases.values())
 
 
 @pytest.mark.slow

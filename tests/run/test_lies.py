@@ -176,8 +176,11 @@ def _outcomes(name: str, examples: int, *, compared: bool) -> list[Outcome]:
     return outcomes
 
 
+# a third of the kinds of every sort; all of them at many places below
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if i % 3 else []) for i, n in enumerate(KINDS)]
+)
 def test_damage_is_seen_by_execution_as_stated(name: str) -> None:
     assert _outcomes(name, 1, compared=False)
 

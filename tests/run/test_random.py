@@ -11,7 +11,7 @@ from paradag.passes.validation import stage_layers
 from paradag.tests.strategies import small_specs
 
 
-@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, suppress_health_check=list(HealthCheck))
 @given(small_specs())
 def test_a_random_strategy_is_equal_to_its_model(spec: Spec) -> None:
     small, changes = shrink(spec, {s.phase: stage_layers(spec, s.phase) for s in spec.strategies})

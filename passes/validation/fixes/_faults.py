@@ -44,7 +44,7 @@ class Judge:
         return self._known[key]
 
     def _judge(self, spec: Spec) -> tuple[Fault, ...]:
-        checked, found = check_spec(_named_by_phase(spec))
+        checked, found = check_spec(_named_by_phase(spec), advised=False)
         faults = [Fault(d.code, _phase(d.span)) for d in found if d.is_error or d.code in self._tidy]
         if not any(d.is_error for d in found) and self._memory is not None:
             faults += [Fault("PD301", phase) for phase in self._memory(checked.spec)]
@@ -66,7 +66,7 @@ def as_written(spec: Spec, phase: Phase) -> Case:
 
 def as_compiled(spec: Spec, phase: Phase) -> Case:
     """The same without what is left out of a compilation."""
-    return as_written(check_spec(LoadedSpec(spec))[0].spec, phase)
+    return as_written(check_spec(LoadedSpec(spec), advised=False)[0].spec, phase)
 
 
 def _named_by_phase(spec: Spec) -> LoadedSpec:

@@ -31,7 +31,7 @@ def path_seconds(graph: Graph, spec: Spec, frozen: bool = False) -> float:
 
 
 @given(small_specs(phases=("prefill",)))
-@settings(max_examples=30)
+@settings(max_examples=12)
 def test_prefill_makespan(spec: Spec) -> None:
     graph = lowered_levels(spec, "prefill")[-1]
     hardware, _ = resolve_hardware(spec.cluster)
@@ -39,7 +39,7 @@ def test_prefill_makespan(spec: Spec) -> None:
 
 
 @given(small_specs(phases=("decode",)), st.integers(1, 4))
-@settings(max_examples=30)
+@settings(max_examples=12)
 def test_decode_makespan_of_a_chain_of_steps(spec: Spec, steps: int) -> None:
     graph = lowered_levels(spec, "decode", steps)[-1]
     hardware, _ = resolve_hardware(spec.cluster)
@@ -48,7 +48,7 @@ def test_decode_makespan_of_a_chain_of_steps(spec: Spec, steps: int) -> None:
 
 
 @given(small_specs(phases=("decode",)))
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_steady_interval_is_what_a_long_chain_adds_per_step(spec: Spec) -> None:
     """Equal micro-batches at a frozen context: late steps of the DAG are one interval apart."""
     strategy = spec.strategies[0]

@@ -25,7 +25,7 @@ def flat_of(spec: Spec, phase: str, steps: int = 1, ranks: bool = False) -> Flat
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 3), st.booleans())
-@settings(max_examples=24)
+@settings(max_examples=10)
 def test_ids_are_topological_and_the_longest_path_is_networkx_own(
     spec: Spec, phase: str, steps: int, ranks: bool
 ) -> None:
@@ -48,7 +48,7 @@ def test_ids_are_topological_and_the_longest_path_is_networkx_own(
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.booleans())
-@settings(max_examples=16)
+@settings(max_examples=8)
 def test_shards_of_a_call_cover_the_stage_once(spec: Spec, phase: str, ranks: bool) -> None:
     flat = flat_of(spec, phase, ranks=ranks)
     mesh = flat.unrolled.graph.mesh
@@ -60,7 +60,7 @@ def test_shards_of_a_call_cover_the_stage_once(spec: Spec, phase: str, ranks: bo
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")), st.integers(1, 2))
-@settings(max_examples=16)
+@settings(max_examples=8)
 def test_only_sends_cross_stages_and_nothing_dangles(spec: Spec, phase: str, steps: int) -> None:
     flat = flat_of(spec, phase, steps)
     graph = flat.to_networkx()
@@ -89,7 +89,7 @@ def test_decode_steps_are_a_chain(spec: Spec) -> None:
 
 
 @given(small_specs(), st.sampled_from(("prefill", "decode")))
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_calls_of_one_device_are_serial(spec: Spec, phase: str) -> None:
     """On every device compute and collectives never overlap."""
     flat = flat_of(spec, phase, ranks=True)

@@ -36,7 +36,7 @@ def served(strategy: str, engine_name: str = "vllm") -> ServingModel:
 
 
 @given(small_specs())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_points_cost_what_the_items_of_a_graph_cost(spec: Spec) -> None:
     for phase in ("prefill", "decode"):
         graph = lowered_levels(spec, phase)[-1]

@@ -186,7 +186,7 @@ def window_of(graph: Graph, layer: int) -> int | None:
 
 
 @given(small_specs())
-@settings(max_examples=16)
+@settings(max_examples=8)
 def test_every_decode_rank_gets_its_cache_at_the_prompts_length(spec: Spec) -> None:
     assume(needs_transfer(spec))
     plan = plan_of(spec)
@@ -207,7 +207,7 @@ def test_every_decode_rank_gets_its_cache_at_the_prompts_length(spec: Spec) -> N
 
 
 @given(small_specs())
-@settings(max_examples=16)
+@settings(max_examples=8)
 def test_a_send_costs_what_its_busiest_rank_sends(spec: Spec) -> None:
     """Never more than all that a rank holds for all who want it; nothing where nothing moves."""
     assume(needs_transfer(spec))

@@ -44,7 +44,7 @@ def on_one_gpu(spec: Spec, phase: Phase) -> Spec:
 
 
 @given(small_specs(), st.sampled_from(PHASES), st.integers(1, 2))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_busy_and_idle_time_of_every_rank_add_up_to_the_latency(spec: Spec, phase: Phase, steps: int) -> None:
     analysis = analysed(spec, phase, steps if phase == "decode" else 1)
     found = analysis.utilization
@@ -60,7 +60,7 @@ def test_busy_and_idle_time_of_every_rank_add_up_to_the_latency(spec: Spec, phas
 
 
 @given(small_specs(), st.sampled_from(PHASES))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_work_is_the_models_and_the_costs(spec: Spec, phase: Phase) -> None:
     analysis = analysed(spec, phase)
     found = analysis.utilization
@@ -77,7 +77,7 @@ def test_work_is_the_models_and_the_costs(spec: Spec, phase: Phase) -> None:
 
 
 @given(small_specs(phases=("prefill",), must={"pp"}))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_bubbles_are_the_gaps_of_the_schedule(spec: Spec) -> None:
     analysis = analysed(spec, "prefill")
     calls, finish = analysis.flat.unrolled, analysis.critical.call_finish
@@ -138,7 +138,7 @@ def test_links_share_the_bytes_of_a_collective(op: str) -> None:
 
 
 @given(small_specs(), st.sampled_from(PHASES), st.integers(1, 2))
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_the_latency_is_the_sum_of_its_path(spec: Spec, phase: Phase, steps: int) -> None:
     analysis = analysed(spec, phase, steps if phase == "decode" else 1)
     path = latency_path(analysis)
@@ -150,7 +150,7 @@ def test_the_latency_is_the_sum_of_its_path(spec: Spec, phase: Phase, steps: int
 
 
 @given(small_specs(must={"transfer"}))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_transfers_run_beside_the_path_to_the_first_token(spec: Spec) -> None:
     path = latency_path(analysed(spec, "prefill"))
     templates = path.analysis.flat.unrolled.templates

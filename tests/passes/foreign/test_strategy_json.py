@@ -192,6 +192,6 @@ def test_any_json_never_raises(value: object) -> None:
 
 
 def test_deep_and_long_json() -> None:
-    assert check_strategy_json("[" * 100_000, "x.json")
-    assert check_strategy_json('{"a":' * 100_000, "x.json")
-    assert check_strategy_json("[" + "1," * 500_000, "x.json")
+    assert check_strategy_json("[" * 30_000, "x.json")
+    assert check_strategy_json('{"a":' * 30_000, "x.json")
+    assert check_strategy_json("[" + "1," * 150_000, "x.json")

@@ -41,7 +41,7 @@ def test_legal_graphs_are_clean_at_every_level(name: str) -> None:
     assert [g.level for g in BASES[name]] == list(LEVELS)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(small_specs(), st.integers(1, 3))
 def test_random_legal_graphs_are_clean_at_every_level(spec: object, steps: int) -> None:
     for strategy in spec.strategies:  # type: ignore[attr-defined]
@@ -50,7 +50,7 @@ def test_random_legal_graphs_are_clean_at_every_level(spec: object, steps: int) 
             assert verify(graph, graphs[0]) == [], graph.level
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(small_specs())
 def test_random_legal_specs_have_no_errors(spec: object) -> None:
     loaded = LoadedSpec(spec)  # type: ignore[arg-type]
