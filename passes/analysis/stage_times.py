@@ -17,6 +17,7 @@ from .schedule import stream_of
 from .unroll import node_mask
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 class Timed(Protocol):
@@ -36,6 +37,7 @@ def server_times(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> Floats
     shape = (graph.steps, len(graph.items))
     returns = 1 if stages > 1 and graph.phase == "decode" else 0
     times = np.zeros((*shape, 2 * stages - 1 + returns))
+    runs: dict[tuple[str, str], tuple[Ints, Ints, Ints]] = {}
     for block, node in graph.nodes():
         stream = STREAMS[stream_of(node)]
         if stream not in ("main", "send"):
@@ -43,11 +45,18 @@ def server_times(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> Floats
         time = np.asarray(costs[block.name, node.name].time, dtype=np.float64)
         repetitions = max(1, len(block.layers))
         full = np.where(node_mask(graph, node)[..., None], np.broadcast_to(time, (*shape, repetitions)), 0.0)
-        where = 2 * graph.stages_of(block, node).astype(np.int64) + (stream == "send")
-        order = np.argsort(where, kind="stable")
-        servers, starts = np.unique(where[order], return_index=True)
+        if (block.name, stream) not in runs:
+            runs[block.name, stream] = _runs(2 * graph.stages_of(block, node).astype(np.int64) + (stream == "send"))
+        order, servers, starts = runs[block.name, stream]
         times[:, :, servers] += np.add.reduceat(full[..., order], starts, axis=-1)
     return times
+
+
+def _runs(server: Ints) -> tuple[Ints, Ints, Ints]:
+    """Repetitions in the order of their servers, those servers, and where each one's repetitions begin."""
+    order = np.argsort(server, kind="stable")
+    servers, starts = np.unique(server[order], return_index=True)
+    return order, servers, starts
 
 
 def prefill_seconds(graph: Graph, costs: Mapping[tuple[str, str], Timed]) -> float:

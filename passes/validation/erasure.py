@@ -57,13 +57,17 @@ def _erase_block(block: Block, alias: dict[str, str], returned: dict[str, str]) 
 
 
 def _erase_node(node: Node, alias: dict[str, str]) -> Node:
-    return replace(
-        node,
-        inputs=tuple(alias.get(i, i) for i in node.inputs),
-        outputs=tuple(Value(v.name, _erase_type(v.type)) for v in node.outputs),
-        params=tuple(replace(p, type=_erase_type(p.type)) for p in node.params),
-        constraints={},
-        origin="",
+    return Node(
+        node.name,
+        node.op,
+        tuple([alias.get(i, i) for i in node.inputs]),
+        tuple([Value(v.name, _erase_type(v.type)) for v in node.outputs]),
+        tuple([Param(p.name, _erase_type(p.type), p.const) for p in node.params]),
+        node.attrs,
+        node.module,
+        node.view,
+        items=node.items,
+        steps=node.steps,
     )
 
 
@@ -84,17 +88,18 @@ def _erase_type(kind: TensorType) -> TensorType:
 
 def differences(graph: Graph, logical: Graph) -> Iterator[Diagnostic]:
     """The first difference of each block between a graph's normal form and that of its logical graph."""
-    mine, theirs = erase(graph), erase(logical)
+    mine, reference = erase(graph), _reference(logical)
+    theirs = reference.graph
     if not mine.blocks:
         return
     for what in ("phase", "items", "steps", "layers"):
         if getattr(mine, what) != getattr(theirs, what):
             yield finding("PD414", mine.blocks[0], None, f"{what} are not those of the logical graph")
     seen: set[tuple[str, str]] = set()
-    for block, reference in _pairs(mine, theirs):
-        if (block.name, reference.name) not in seen:
-            seen.add((block.name, reference.name))
-            yield from _compare(block, reference)
+    for block, other in _pairs(mine, theirs):
+        if (block.name, other.name) not in seen:
+            seen.add((block.name, other.name))
+            yield from _compare(block, other, reference)
 
 
 def _pairs(mine: Graph, theirs: Graph) -> Iterator[tuple[Block, Block]]:
@@ -132,6 +137,32 @@ class _Numbers:
         return values, nodes
 
 
+class _Reference:
+    """The normal form of a logical graph, which graphs of all levels are compared with."""
+
+    def __init__(self, logical: Graph) -> None:
+        self.logical = logical
+        self.graph = erase(logical)
+        self.numbers = _Numbers()
+        self._known: dict[int, tuple[dict[str, int], dict[str, int]]] = {}
+
+    def of(self, block: Block) -> tuple[dict[str, int], dict[str, int]]:
+        """Numbers of the values and nodes of one of the graph's blocks."""
+        if id(block) not in self._known:
+            self._known[id(block)] = self.numbers.block(block)
+        return self._known[id(block)]
+
+
+_last: list[_Reference] = []
+"""The last one: the levels of one phase are verified one after the other."""
+
+
+def _reference(logical: Graph) -> _Reference:
+    found = _last[0] if _last and _last[0].logical is logical else _Reference(logical)
+    _last[:] = [found]
+    return found
+
+
 def _identity(node: Node) -> tuple[object, ...]:
     """All of a node but its operands. Weights belong to the node's name, so a node that owns some keeps it."""
     owns = any(not p.const for p in node.params)
@@ -159,10 +190,9 @@ def _signature(kind: TensorType) -> tuple[object, ...]:
     return (kind.dtype, tuple((d.name, str(d.size)) for d in kind.dims), kind.density)
 
 
-def _compare(block: Block, reference: Block) -> Iterator[Diagnostic]:
-    numbers = _Numbers()
-    their_values, their_nodes = numbers.block(reference)
-    my_values, my_nodes = numbers.block(block)
+def _compare(block: Block, reference: Block, known: _Reference) -> Iterator[Diagnostic]:
+    their_values, their_nodes = known.of(reference)
+    my_values, my_nodes = known.numbers.block(block)
     theirs, mine = set(their_nodes.values()), set(my_nodes.values())
     for node in block.nodes:
         if my_nodes[node.name] not in theirs:

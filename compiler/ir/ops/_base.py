@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -175,24 +175,16 @@ class Operator:
         axes: dict[str, tuple[str, ...]] = {}
         whole = self.whole(node)
         spaces = self.spaces(node, inputs)
-
-        def claim(dim: str, wanted: Sequence[str]) -> None:
+        used: set[str] = set()
+        for dim, wanted in _wishes(node, inputs):
             dim = self.alias.get(dim, dim)
             if dim in axes or dim in whole:
-                return
-            rivals = set().union(*(s for s in spaces if dim in s)) if spaces else axes.keys()
-            used = {a for other in rivals for a in axes.get(other, ())}
-            axes[dim] = tuple(a for a in wanted if a not in used)
-
-        for dim, wanted in node.constraints.items():
-            claim(dim, wanted)
-        for p in node.params:
-            if not p.const:
-                for dim, wanted in zip(p.type.names, p.type.placement.shards, strict=True):
-                    claim(dim, wanted)
-        for t in inputs:
-            for dim, wanted in zip(t.names, t.placement.shards, strict=True):
-                claim(dim, wanted)
+                continue
+            if spaces:
+                rivals = set().union(*(s for s in spaces if dim in s))
+                used = {a for other in rivals for a in axes.get(other, ())}
+            axes[dim] = tuple([a for a in wanted if a not in used])
+            used.update(axes[dim])
         return axes
 
     def spaces(self, node: Node, inputs: Sequence[TensorType]) -> tuple[frozenset[str], ...]:
@@ -237,6 +229,16 @@ class Operator:
     def decompose(self, node: Node) -> tuple[Node, ...]:
         """The unfused nodes that a fused node stands for; itself where it is not fused."""
         return (node,)
+
+
+def _wishes(node: Node, inputs: Sequence[TensorType]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Dimension names and the axes that are to cut them: of constraints first, then of weights, then of operands."""
+    yield from node.constraints.items()
+    for p in node.params:
+        if not p.const:
+            yield from zip(p.type.names, p.type.placement.shards, strict=True)
+    for t in inputs:
+        yield from zip(t.names, t.placement.shards, strict=True)
 
 
 OPERATORS: dict[str, Operator] = {}

@@ -213,7 +213,8 @@ def _without_copies(nodes: Sequence[Node]) -> list[Node]:
     alias: dict[str, str] = {}
     kept: list[Node] = []
     for node in nodes:
-        node = replace(node, inputs=tuple(alias.get(i, i) for i in node.inputs))
+        if not alias.keys().isdisjoint(node.inputs):
+            node = replace(node, inputs=tuple(alias.get(i, i) for i in node.inputs))
         owner = home.get(node.attrs.get("weights_of", ""))
         if owner is not None and _same_work(node, owner):
             alias.update((v.name, w.name) for v, w in zip(node.outputs, owner.outputs, strict=True))
