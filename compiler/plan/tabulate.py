@@ -152,7 +152,8 @@ class Tabulator:
     def _schedules(self, phase: Phase, pp: int, replicas: int) -> Ints:
         """[3, schedules] of a replica of ``pp`` stages, of which there may be so many; see :func:`.space.schedules`."""
         q = self.question
-        key = (phase, pp, 0 if q.continuous else replicas)
+        # Of a continuous batch a replica knows nothing of the others, and prompts nothing of the stages.
+        key = (phase, 0 if q.continuous and phase == "prefill" else pp, 0 if q.continuous else replicas)
         if key not in self._known:
             prompt = q.spec.workload.input
             if not q.continuous:
@@ -168,13 +169,13 @@ class Tabulator:
         """Strategies that each layout stands for: all, and those with a layer for every stage."""
         q = self.question
         layers = q.spec.model.layers.count
-        counts: dict[int, tuple[int, int]] = {}
+        counts = np.zeros((2, int(layouts.ranks.max(initial=0)) + 1), dtype=np.int64)
         for ranks in np.unique(layouts.ranks).tolist():
             most = q.gpus // ranks
             each = [self._schedules(phase, pp, most // pp).shape[1] for pp in range(1, most + 1)]
-            counts[ranks] = sum(each), sum(each[:layers])
-        table = np.array([counts[r] for r in layouts.ranks.tolist()], dtype=np.int64).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
+            counts[:, ranks] = sum(each), sum(each[:layers])
+        every, staged = counts[:, layouts.ranks]
+        return every, staged
 
     def _candidates(self, costs: PhaseCosts, phase: Phase, capacity: float) -> Candidates:
         """Strategies of legal layouts whose weights fit."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import accumulate
+from math import inf
 
 from .strategy import StrategySpec
 
@@ -92,37 +91,45 @@ def balanced_stages(costs: Sequence[int], stages: int, *, first: int = 0, last: 
     if not 1 <= stages <= len(costs):
         raise ValueError(f"{len(costs)} layers cannot fill {stages} stages")
     base, rest = divmod(len(costs), stages)
-    sums = np.cumsum([0, *costs], dtype=np.float64)
-    extra = [0] * stages
-    extra[0] += first
-    extra[-1] += last
-    # used[u]: u stages so far have taken one layer of the remainder
-    used = np.arange(rest + 1)
-    starts = [np.minimum(stage * base + used, len(costs)) for stage in range(stages)]
-    loads = [
-        [sums[np.minimum(at + base + more, len(costs))] - sums[at] + held for more in (0, 1)]
-        for at, held in zip(starts, extra, strict=True)
-    ]
-    heaviest = np.where(used == 0, 0.0, np.inf)
+    loads = _loads(costs, stages, first, last)
+    # heaviest[u], squares[u]: so far u stages have taken one layer of the remainder
+    heaviest = [0.0] + [inf] * rest
     for plain, longer in loads:
-        heaviest = np.minimum(np.maximum(heaviest, plain), _shifted(np.maximum(heaviest, longer)))
-    scale = max(float(heaviest[rest]), 1.0)
-    squares = np.where(used == 0, 0.0, np.inf)
-    takes = np.zeros((stages, rest + 1), dtype=bool)
-    for stage, pair in enumerate(loads):
-        plain, longer = (np.where(load <= heaviest[rest], squares + (load / scale) ** 2, np.inf) for load in pair)
-        longer = _shifted(longer)
-        takes[stage] = longer <= plain
-        squares = np.minimum(plain, longer)
+        longer_first = [inf, *(max(h, load) for h, load in zip(heaviest, longer, strict=True))]
+        heaviest = [min(max(h, load), other) for h, load, other in zip(heaviest, plain, longer_first, strict=False)]
+    limit = heaviest[rest]
+    scale = max(float(limit), 1.0)
+    squares = [0.0] + [inf] * rest
+    takes: list[list[bool]] = []
+    for pair in loads:
+        plain, longer = (
+            [
+                total + (load / scale) * (load / scale) if load <= limit else inf
+                for total, load in zip(squares, each, strict=True)
+            ]
+            for each in pair
+        )
+        takes.append([b <= a for a, b in zip(plain, [inf, *longer], strict=False)])
+        squares = [min(a, b) for a, b in zip(plain, [inf, *longer], strict=False)]
     counts: list[int] = []
     left = rest
     for stage in range(stages - 1, -1, -1):
-        more = bool(takes[stage, left]) and left > 0
+        more = left > 0 and takes[stage][left]
         counts.append(base + more)
         left -= more
     return tuple(reversed(counts))
 
 
-def _shifted(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The values one place on: a stage took one layer of the remainder."""
-    return np.concatenate([[np.inf], values[:-1]])
+def _loads(costs: Sequence[int], stages: int, first: int, last: int) -> list[tuple[list[float], list[float]]]:
+    """Of each stage, what it costs without and with a layer of the remainder, by how many stages before took one."""
+    base, rest = divmod(len(costs), stages)
+    # one more at the end: where all of the remainder is taken, nothing is left to be longer by
+    sums = [float(total) for total in (*accumulate(costs, initial=0), sum(costs))]
+    found = []
+    for stage in range(stages):
+        held = first * (stage == 0) + last * (stage == stages - 1)
+        begins = sums[stage * base : stage * base + rest + 1]
+        ends = sums[(stage + 1) * base : (stage + 1) * base + rest + 2]
+        plain = [end - begin + held for begin, end in zip(begins, ends, strict=False)]
+        found.append((plain, [end - begin + held for begin, end in zip(begins, ends[1:], strict=True)]))
+    return found
