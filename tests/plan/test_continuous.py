@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import paradag
-from paradag.compiler.plan import Bounds
+from paradag.compiler.plan import Bounds, pools
 from paradag.compiler.plan.frontier import grouped_band, joined, skyband
 from paradag.compiler.spec import ChainTerm, LoadedSpec, Spec, StrategySpec
 
@@ -105,6 +105,49 @@ def _whole_prompts(spec: Spec, batch: int) -> Iterator[StrategySpec]:
             continue
         for count in {share // size for size in (1 << n for n in range(12)) if size <= share and share % size == 0}:
             yield strategy.model_copy(update={"microbatches": count})
+
+
+@pytest.mark.slow
+def test_the_choice_is_the_best_of_all_in_pools() -> None:
+    """Every prefill and decode strategy in pools of three GPUs together, with six sequences in flight."""
+    loaded = condition(DENSE, gpus="1 of 3", work="batch 6 mode mixed input 80 tokens output 16 tokens")
+    plan = paradag.plan(loaded, "throughput", bounds=WHOLE, top=400)
+    best = max(d.numbers.requests_per_s for d in plan.top if d.separate)
+    assert best == pytest.approx(max(_served_by_pools(loaded, 6)), rel=CLOSE)
+
+
+def _served_by_pools(loaded: LoadedSpec, batch: int) -> Iterator[float]:
+    """Requests/s of the slower pool of every legal pair, by `compile`; what is sent is little here."""
+    spec = loaded.spec
+    for prefill in every_strategy(spec, "prefill", 2, WHOLE):
+        share = -(-batch // prefill.degree("dp"))
+        for size in (1, 2, 4):
+            count = -(-share // size)
+            if -(-share // count) != size:
+                continue
+            first = prefill.model_copy(update={"microbatches": count, "pools": "separate"})
+            for decode in every_strategy(spec, "decode", 2, Bounds(microbatches=4, trips=1)):
+                here = batch // decode.degree("dp")
+                if decode.microbatches not in {min(here, decode.degree("pp")), min(here, 2 * decode.degree("pp"))}:
+                    continue
+                both = (first, decode.model_copy(update={"pools": "separate"}))
+                asked = replace(loaded, spec=spec.model_copy(update={"strategies": both}))
+                compiled = paradag.compile(asked, fix=False)
+                if str(compiled.status) == "VALID":
+                    one, other = compiled.phases["prefill"], compiled.phases["decode"]
+                    assert one.per_prompt is not None
+                    yield min(one.graph.mesh.dp / one.per_prompt, batch / (spec.workload.output * other.loaded_latency))
+
+
+def test_pools_are_the_same_however_many_are_paired_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = condition(DENSE, gpus="2 of 4", work="input 100 tokens output 20 tokens require ttft <= 50 ms")
+    whole = paradag.plan(loaded, "throughput", bounds=SMALL)
+    monkeypatch.setattr(pools, "AT_ONCE", 1)
+    parts = paradag.plan(loaded, "throughput", bounds=SMALL)
+    assert whole.chosen == parts.chosen
+    figures = [{(n.tpot_s, n.ttft_s, n.gpus, n.requests_per_s) for n in (d.numbers for d in plan.pareto)}
+               for plan in (whole, parts)]  # fmt: skip
+    assert figures[0] == figures[1]
 
 
 def test_a_rate_makes_fewest_gpus_the_aim() -> None:
