@@ -13,6 +13,7 @@ be sent; decode's share / (output * interval). `compile` says the same of a work
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 from ..cost.serving import steady_tpot, step_wait
 from ..spec.strategy import Phase
 from .frontier import grouped_band, joined, ranks
-from .joint import Options, Pairs
+from .joint import Options, Pairs, until_interrupted
 from .pools import pool_deployments
-from .question import Question
+from .question import Progress, Question
 from .replicas import Replicas, Tables
 from .rows import distinct_rows
 from .table import PhaseTable
@@ -60,9 +61,9 @@ class Turns:
 
 
 def continuous_deployments(
-    question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool
-) -> tuple[Pairs, OptionSets]:
-    """Deployments that serve requests as they come; see the module's text.
+    question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool, progress: Progress
+) -> tuple[Pairs, OptionSets, bool]:
+    """Deployments that serve requests as they come, and whether all were made; see the module's text.
 
     Args:
         question: What is asked.
@@ -71,17 +72,21 @@ def continuous_deployments(
             replica.
         capacity: Bytes of a GPU; infinite where nothing fits, and the smallest strategies stand in the tables.
         strict: Leave out what misses a required latency.
+        progress: Told what is being done.
     """
-    if np.isinf(capacity):
-        parts = [_whatever_fits_least(question, tables)]
-    else:
-        parts = [
-            _shared(question, replicas, tables, capacity, strict=strict),
-            *pool_deployments(question, replicas, tables, capacity, strict=strict),
-        ]
-    pairs = Pairs.joined(parts)
+
+    def parts() -> Iterator[Pairs]:
+        if np.isinf(capacity):
+            yield _whatever_fits_least(question, tables)
+            return
+        progress("deployments on shared GPUs")
+        yield _shared(question, replicas, tables, capacity, strict=strict)
+        progress("deployments in pools")
+        yield from pool_deployments(question, replicas, tables, capacity, strict=strict)
+
+    pairs, complete = until_interrupted(parts())
     # Of deployments that are equal in everything the simplest comes first.
-    return _numbered(replicas, tables, pairs[np.argsort(pairs.complexity, kind="stable")])
+    return *_numbered(replicas, tables, pairs[np.argsort(pairs.complexity, kind="stable")]), complete
 
 
 def _shared(question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool) -> Pairs:

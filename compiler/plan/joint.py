@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -97,6 +97,23 @@ class Pairs:
     @classmethod
     def joined(cls, parts: Sequence[Pairs]) -> Pairs:
         return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+
+def until_interrupted(parts: Iterable[Pairs]) -> tuple[Pairs, bool]:
+    """The deployments of all parts, and whether all were made: an interrupt ends them.
+
+    Raises:
+        KeyboardInterrupt: interrupted before there was any deployment.
+    """
+    found: list[Pairs] = []
+    try:
+        for part in parts:
+            found.append(part)
+    except KeyboardInterrupt:
+        if not any(len(part) for part in found):
+            raise
+        return Pairs.joined(found), False
+    return Pairs.joined(found), True
 
 
 def shared_pairs(batch: int, output: int, prefill: Options, decode: Options, capacity: float, layers: int) -> Pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ AT_ONCE = 1 << 20
 
 def pool_deployments(
     question: Question, replicas: Replicas, tables: Tables, capacity: float, *, strict: bool
-) -> list[Pairs]:
+) -> Iterator[Pairs]:
     """Deployments in pools of their own, by where decode's first GPU lies in its scale-up domain.
 
     The arguments are those of :func:`.continuous.continuous_deployments`.
@@ -34,12 +35,11 @@ def pool_deployments(
     first = _prefills(question, replicas, tables["prefill"], capacity, strict=strict)
     several = bool((decode.candidates.pp > 1).any())
     offsets = first.gpus % question.hardware.domain if several else np.zeros_like(first.gpus)
-    every, made = np.unique(offsets), []
+    every = np.unique(offsets)
     moved = Moved(decode, _fastest(replicas, decode, capacity), every)
     for offset in every.tolist():
         second = _decodes(question, replicas, moved, offset, strict=strict)
-        made.append(_matched(question, replicas, tables, first[offsets == offset], second))
-    return made
+        yield _matched(question, replicas, tables, first[offsets == offset], second)
 
 
 @dataclass(frozen=True)

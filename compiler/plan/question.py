@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from math import ceil
 
 import numpy as np
@@ -19,6 +20,9 @@ from .result import Objective
 from .space import COARSE, CONTINUOUS, FINE_GPUS, Bounds, Law
 
 Floats = NDArray[np.float64]
+
+Progress = Callable[[str], None]
+"""Told what is being done."""
 
 MOST_GPUS = 64
 """GPUs that `nodes any` is searched up to, unless asked otherwise or the weights need more."""

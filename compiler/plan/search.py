@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 from ..cost import Hardware
 from ..spec import LoadedSpec
-from ..spec.strategy import Phase
 from .answer import answer
 from .continuous import continuous_deployments
-from .joint import Pairs
 from .placement import placed
-from .question import Question
+from .question import Progress, Question
 from .replicas import Replicas
 from .result import Objective, Plan
 from .space import Bounds, Law
-from .table import PhaseTable
-from .tabulate import Progress, Tabulator
-from .whole_batch import OptionSets, batch_deployments
+from .tabulate import Tabulator
+from .whole_batch import batch_deployments
 
 
 def find_plan(
@@ -49,7 +48,7 @@ def find_plan(
 
     Raises:
         DiagnosticError: the cluster lacks a figure (PD013).
-        KeyboardInterrupt: interrupted before there was any answer; later the plan is the best so far.
+        KeyboardInterrupt: interrupted before there was any deployment; later the plan is the best so far.
     """
     with _uncollected():
         return _found(
@@ -93,20 +92,19 @@ def _found(question: Question, progress: Progress) -> Plan:
                 if not chunked:
                     raise
                 complete = False
-    pairs, options = _deployments(question, replicas, tables, tabulator.capacity, strict=True)
+    made = continuous_deployments if question.continuous else batch_deployments
+    find = partial(made, question, replicas, progress=progress)
+    pairs, options, whole = find(tables, tabulator.capacity, strict=True)
     if not len(pairs):
         # Nothing meets the requirements: what comes closest?
-        pairs, options = _deployments(question, replicas, tables, tabulator.capacity, strict=False)
+        pairs, options, whole = find(tables, tabulator.capacity, strict=False)
     if not len(pairs) and all(len(table.smallest) for table in tables.values()):
         nearest = tabulator.nearest(tables)
-        pairs, options = _deployments(question, replicas, nearest, tabulator.capacity, strict=False)
-        return answer(question, nearest, pairs, options, complete=complete, counts=tables)
-    return placed(answer(question, tables, pairs, options, complete=complete), question)
-
-
-def _deployments(
-    question: Question, replicas: Replicas, tables: Mapping[Phase, PhaseTable], capacity: float, *, strict: bool
-) -> tuple[Pairs, OptionSets]:
-    """Deployments of both phases (or of the one that is planned), and the options that they number."""
-    made = continuous_deployments if question.continuous else batch_deployments
-    return made(question, replicas, tables, capacity, strict=strict)
+        pairs, options, whole = find(nearest, tabulator.capacity, strict=False)
+        return answer(question, nearest, pairs, options, complete=complete and whole, counts=tables)
+    found = answer(question, tables, pairs, options, complete=complete and whole)
+    try:
+        progress("placement")
+        return placed(found, question)
+    except KeyboardInterrupt:
+        return replace(found, complete=False)

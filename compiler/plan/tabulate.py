@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from .layouts import Layouts
 from .legality import layout_faults, schedule_faults
 from .packs import refused_layouts, refused_schedules
 from .phase import Needs, PhaseCosts
-from .question import Question
+from .question import Progress, Question
 from .result import PhaseCounts
 from .space import Candidates, prompt_schedules, schedules, stage_layouts, turn_schedules
 from .table import PhaseTable, first_fault
@@ -24,9 +24,6 @@ Floats = NDArray[np.float64]
 
 AT_ONCE = 1 << 17
 """Strategies of a phase that are evaluated at once; of more, those in chunks come later."""
-
-Progress = Callable[[str], None]
-"""Told what is being done."""
 
 
 class Tabulator:

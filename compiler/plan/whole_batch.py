@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..spec.strategy import Phase
-from .joint import Options, Pairs, separate_pairs, shared_pairs, single_phase
-from .question import Question
+from .joint import Options, Pairs, separate_pairs, shared_pairs, single_phase, until_interrupted
+from .question import Progress, Question
 from .replicas import Moved, Replicas
 from .table import PhaseTable
 
@@ -24,9 +24,15 @@ OptionSets = list[dict[tuple[Phase, bool], Options]]
 
 
 def batch_deployments(
-    question: Question, replicas: Replicas, tables: Mapping[Phase, PhaseTable], capacity: float, *, strict: bool
-) -> tuple[Pairs, OptionSets]:
-    """Deployments of all batches; ``options`` of the pairs numbers the option sets.
+    question: Question,
+    replicas: Replicas,
+    tables: Mapping[Phase, PhaseTable],
+    capacity: float,
+    *,
+    strict: bool,
+    progress: Progress,
+) -> tuple[Pairs, OptionSets, bool]:
+    """Deployments of all batches, and whether all were made; ``options`` of the pairs numbers the option sets.
 
     Args:
         question: What is asked.
@@ -34,28 +40,34 @@ def batch_deployments(
         tables: Strategies of the phases.
         capacity: Bytes of a GPU.
         strict: Leave out strategies that alone miss a required latency.
+        progress: Told what is being done.
     """
-    found: list[Pairs] = []
     sets: OptionSets = []
     output = question.spec.workload.output
-    for number, batch in enumerate(question.batches):
-        mine = {
-            (p, s): _options(question, replicas, t, batch, separate=s, strict=strict)
-            for p, t in tables.items()
-            for s in (False, True)
-        }
-        sets.append(mine)
+
+    def of(batch: int, mine: Mapping[tuple[Phase, bool], Options]) -> Iterator[Pairs]:
         if len(question.phases) == 1:
             phase = question.phases[0]
-            made = [single_phase(batch, mine[phase, False], phase, output, capacity, LAYERS)]
-        else:
-            made = [
-                shared_pairs(batch, output, mine["prefill", False], mine["decode", False], capacity, LAYERS),
-                *_separate(question, tables["decode"], batch, mine["prefill", True], mine["decode", True],
-                           capacity),
-            ]  # fmt: skip
-        found += [replace(p, options=np.full(len(p), number)) for p in made]
-    return Pairs.joined(found), sets
+            yield single_phase(batch, mine[phase, False], phase, output, capacity, LAYERS)
+            return
+        yield shared_pairs(batch, output, mine["prefill", False], mine["decode", False], capacity, LAYERS)
+        yield from _separate(question, tables["decode"], batch, mine["prefill", True], mine["decode", True], capacity)
+
+    def parts() -> Iterator[Pairs]:
+        for number, batch in enumerate(question.batches):
+            progress(f"deployments of batch {batch}")
+            sets.append(
+                {
+                    (p, s): _options(question, replicas, t, batch, separate=s, strict=strict)
+                    for p, t in tables.items()
+                    for s in (False, True)
+                }
+            )
+            for made in of(batch, sets[-1]):
+                yield replace(made, options=np.full(len(made), number))
+
+    pairs, complete = until_interrupted(parts())
+    return pairs, sets, complete
 
 
 def _options(
@@ -87,7 +99,7 @@ def _separate(
     prefill: Options,
     decode: Options,
     capacity: float,
-) -> list[Pairs]:
+) -> Iterator[Pairs]:
     """Deployments with pools of their own, by where decode's first GPU lies in its scale-up domain.
 
     What a pipeline sends between stages may cross domains or not, depending on that.
@@ -95,11 +107,10 @@ def _separate(
     output, domain = question.spec.workload.output, question.hardware.domain
     pipelined = np.flatnonzero(table.candidates.pp[decode.strategy] > 1)
     offsets = prefill.gpus % domain if len(pipelined) else np.zeros_like(prefill.gpus)
-    every, made = np.unique(offsets), []
+    every = np.unique(offsets)
     moved = Moved(table, decode.strategy, every)
     for offset in every.tolist():
         mine = np.flatnonzero(offsets == offset)
         there = replace(decode, latency=moved.seconds(offset))
         pairs = separate_pairs(batch, output, prefill[mine], there, capacity, question.gpus, LAYERS)
-        made.append(replace(pairs, prefill=mine[pairs.prefill]))
-    return made
+        yield replace(pairs, prefill=mine[pairs.prefill])

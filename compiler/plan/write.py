@@ -12,6 +12,7 @@ from ..emit import replacing
 from ..spec import LoadedSpec, Spec
 from ..spec.strategy import Phase
 from .experts import as_searched
+from .question import Progress
 from .report import (
     PLOT,
     Sensitivity,
@@ -25,7 +26,6 @@ from .report import (
 )
 from .result import Plan
 from .space import Bounds, Law
-from .tabulate import Progress
 
 REPORT = "parallel_strategy.md"
 """Name of the report's file."""

@@ -115,6 +115,32 @@ def test_an_interruption_gives_the_best_so_far(monkeypatch: pytest.MonkeyPatch) 
     assert not plan.tables["prefill"]["chunk"].any()
 
 
+@pytest.mark.parametrize("when", ["deployments in pools", "placement", "deployments of batch 12"])
+def test_an_interruption_while_deployments_are_made_gives_the_best_so_far(when: str) -> None:
+    def interrupt(what: str) -> None:
+        if what == when:
+            raise KeyboardInterrupt
+
+    mode = " mode decode" if "batch" in when else ""
+    loaded = condition(DENSE, gpus="1 of 4", work=f"input 100 tokens output 20 tokens{mode}")
+    plan, whole = paradag.plan(loaded, progress=interrupt), paradag.plan(loaded)
+    assert plan.feasible and not plan.complete and whole.complete
+    assert plan.pairs <= whole.pairs
+    if "pools" in when:
+        assert not any(d.separate for d in plan.top)
+    if "batch" in when:
+        assert max(d.numbers.batch for d in plan.top) < 12
+
+
+def test_an_interruption_before_any_deployment_ends_the_search() -> None:
+    def interrupt(what: str) -> None:
+        if "shared" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        paradag.plan(condition(DENSE, work="input 100 tokens output 20 tokens"), progress=interrupt)
+
+
 def test_stages_of_many_ranks_are_bounded_and_the_bound_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(question, "MOST_RANKS", 2)
     plan = paradag.plan(condition(DENSE, gpus="1 of 8", work=WORK))

@@ -25,10 +25,10 @@ from ...spec.calibration import (
 )
 from ...spec.stage_law import degrees_of
 from ..layouts import KIND_NAMES, Layouts
+from ..question import Progress
 from ..result import Deployment, Numbers, Plan
 from ..search import find_plan
 from ..space import Bounds, Law
-from ..tabulate import Progress
 
 CONTEXT = "decode context"
 """Name of the assumption on how far a generation is when its step is costed."""
