@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .frontier import grouped_band, grouped_skyband
+from ..spec import Assumption
+from .frontier import grouped_band, grouped_skyband, skyband
 from .joint import Pairs
 from .question import Question
 from .replicas import Moved, Replicas, Tables
@@ -22,6 +23,13 @@ Floats = NDArray[np.float64]
 
 AT_ONCE = 1 << 20
 """Pairs of pools that are looked at together: bounds the memory."""
+
+_ONLY_LEADING = Assumption(
+    "pools",
+    "only those that few others of as many GPUs or fewer beat",
+    f"there are more than {AT_ONCE:,} pairs; where the batch of a faster pool cannot be dealt out evenly, one that is "
+    "a little slower may be missed",
+)
 
 
 def pool_deployments(
@@ -66,8 +74,9 @@ class Pool:
         return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def leading(self) -> Self:
-        """What few others of as many GPUs or fewer that are dealt out alike beat in everything."""
-        return self[grouped_skyband(self.dealt, np.stack([self.gpus, self.latency, -self.rate]), LAYERS)]
+        """What few others of as many GPUs or fewer beat in everything, however batches are dealt out."""
+        some = self[_band(self.gpus, self.latency, -self.rate)]
+        return some[skyband(np.stack([some.gpus, some.latency, -some.rate]), LAYERS)]
 
 
 def _prefills(question: Question, replicas: Replicas, prefill: PhaseTable, capacity: float, *, strict: bool) -> Pool:
@@ -123,10 +132,10 @@ def _fastest(replicas: Replicas, decode: PhaseTable, capacity: float) -> Ints:
 
 
 def _matched(question: Question, replicas: Replicas, tables: Tables, first: Pool, second: Pool) -> Pairs:
-    """Deployments of pools of which no others of fewer GPUs are better; of many pools, so many at once."""
+    """Deployments of all pairs of pools, so many at once; of very many, those of pools that few others beat."""
     if len(first.gpus) * len(second.gpus) > AT_ONCE:
-        # Here it is worth while to compare pools of unequal size with each other.
         first, second = first.leading(), second.leading()
+        question.assume(_ONLY_LEADING)
     step = max(1, AT_ONCE // max(1, len(first.gpus)))
     parts = range(0, max(1, len(second.gpus)), step)
     return Pairs.joined([_paired(question, replicas, tables, first, second[low : low + step]) for low in parts])

@@ -97,6 +97,11 @@ class Question:
         fine = Bounds() if work.batch is not None and self.gpus <= FINE_GPUS else COARSE
         self.bounds = bounds or (CONTINUOUS if self.continuous else fine)
 
+    def assume(self, assumption: Assumption) -> None:
+        """State what is taken for the user, once."""
+        if assumption not in self.assumptions:
+            self.assumptions.append(assumption)
+
     def limit(self, phase: Phase) -> float | None:
         """Required TTFT or TPOT."""
         require = self.spec.workload.require

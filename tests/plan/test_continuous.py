@@ -145,6 +145,7 @@ def test_pools_are_the_same_however_many_are_paired_at_once(monkeypatch: pytest.
     monkeypatch.setattr(pools, "AT_ONCE", 1)
     parts = paradag.plan(loaded, "throughput", bounds=SMALL)
     assert whole.chosen == parts.chosen
+    assert [any(a.name == "pools" for a in plan.assumptions) for plan in (whole, parts)] == [False, True]
     figures = [{(n.tpot_s, n.ttft_s, n.gpus, n.requests_per_s) for n in (d.numbers for d in plan.pareto)}
                for plan in (whole, parts)]  # fmt: skip
     assert figures[0] == figures[1]
