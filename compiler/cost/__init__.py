@@ -15,7 +15,7 @@ from .experts import Load, even_load, experts_time, skewed_load, uniform_load
 from .gemm import gemm_time
 from .hardware import Hardware, Link, resolve_hardware
 from .network import collective_time, exchange_time, transfer_time
-from .nodes import BOUNDS, NodeCost, graph_extents, node_cost, node_costs, node_seconds, node_terms, node_times
+from .nodes import BOUNDS, NodeCost, graph_extents, node_cost, node_costs, node_terms, node_times
 from .records import load_calibration
 from .streaming import streaming_time
 
@@ -37,7 +37,6 @@ __all__ = [
     "load_calibration",
     "node_cost",
     "node_costs",
-    "node_seconds",
     "node_terms",
     "node_times",
     "pipeline_makespan",

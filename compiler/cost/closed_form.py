@@ -22,19 +22,12 @@ def pipeline_makespan(times: Floats) -> Floats:
     servers plus (items - 1) times the slowest (:func:`equal_items_makespan`).
     """
     items, servers = times.shape[-2:]
-    if times.ndim == 2:
-        return np.float64(_last_done(times.tolist(), servers))  # type: ignore[return-value]
-    done = np.zeros((*times.shape[:-2], servers))
-    for item in range(items):
-        before = np.zeros(times.shape[:-2])
-        for server in range(servers):
-            before = np.maximum(done[..., server], before) + times[..., item, server]
-            done[..., server] = before
-    return done[..., -1]
+    found = [_last_done(one, servers) for one in times.reshape(-1, items, servers).tolist()]
+    return np.array(found, dtype=np.float64).reshape(times.shape[:-2])
 
 
 def _last_done(times: list[list[float]], servers: int) -> float:
-    """The same recurrence on one strategy's numbers, where an array of one number per step would cost more."""
+    """The makespan of one pipeline, in plain numbers: an array of one number per step would cost more."""
     done = [0.0] * servers
     for item in times:
         before = 0.0

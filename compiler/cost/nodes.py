@@ -117,24 +117,6 @@ def node_terms(graph: Graph, block: Block, node: Node, hardware: Hardware, exten
     return _figures(graph, block, node, hardware, extents)[0]
 
 
-def node_seconds(graph: Graph, block: Block, node: Node, hardware: Hardware, extents: Mapping[str, Number]) -> Number:
-    """Seconds of one node, the sum alone: the same as those of :func:`node_cost`, for whoever asks for very many."""
-    rule = operator(node)
-    if node.op in _RECEIVES or rule.cost_class is CostClass.FREE:
-        return 0.0
-    work = node_work(graph, block, node, extents)
-    if rule.kind is Kind.P2P or node.op == "ring_shift":
-        return _transfer(graph, block, work, hardware)[0].time
-    if rule.cost_class is CostClass.NETWORK:
-        return _exchanged(work, work.input_bytes(), hardware).time
-    flops, moved = rule.flops(work), rule.hbm_bytes(work)
-    dtype = compute_dtype(rule, node)
-    terms = _kernel(rule, work, graph.phase, dtype, flops, moved, hardware)
-    if hardware.compute_efficiency is not None or hardware.bandwidth_efficiency is not None:
-        return _stated(terms, dtype, flops, moved, hardware).time
-    return np.maximum(terms.time, hardware.issue) if hardware.issue else terms.time
-
-
 def _figures(graph: Graph, block: Block, node: Node, hardware: Hardware, extents: Mapping[str, Number]) -> _Figures:
     """Arguments of :func:`_cost`."""
     rule, work = operator(node), node_work(graph, block, node, extents)
@@ -328,18 +310,16 @@ def _tokens(work: Work) -> Number:
 
 
 def _collective(work: Work, hardware: Hardware) -> _Figures:
-    payload = work.input_bytes()
-    terms, ranks = _exchanged(work, payload, hardware), work.mesh.size(work.attrs["axes"])
-    return terms, 0, 0, wire_bytes(work.node.op, payload, ranks), (0.0, 0.0, terms.ideal)
-
-
-def _exchanged(work: Work, payload: Number, hardware: Hardware) -> Terms:
-    """Seconds of a collective over a rank's ``payload`` bytes."""
     op, axes = work.node.op, work.attrs["axes"]
-    ranks, inside = work.mesh.size(axes), ranks_in_domain(work.mesh, axes, hardware.domain)
+    ranks = work.mesh.size(axes)
+    payload = work.input_bytes()
+    inside = ranks_in_domain(work.mesh, axes, hardware.domain)
     if op in EXCHANGES:
-        return exchange_time(op, payload, ranks, inside, hardware, top_k=routed_top_k(work))
-    return collective_time(op, payload, ranks, inside, hardware)
+        top_k = routed_top_k(work)
+        terms = exchange_time(op, payload, ranks, inside, hardware, top_k=top_k)
+    else:
+        terms = collective_time(op, payload, ranks, inside, hardware)
+    return terms, 0, 0, wire_bytes(op, payload, ranks), (0.0, 0.0, terms.ideal)
 
 
 def routed_top_k(work: Work) -> Number:

@@ -14,7 +14,7 @@ from ..spec import ChainTerm, Spec, StrategySpec
 from ..spec.pack_law import settled
 from ..spec.strategy import Phase
 from .frontier import grouped_skyband
-from .joint import Options, Pairs, misses, pareto, ranking
+from .joint import LAYERS, Options, Pairs, misses, pareto, ranking
 from .layouts import ALLGATHER, KIND_NAMES, Layouts
 from .result import Columns, Deployment, Miss, Numbers, Plan
 from .space import Candidates
@@ -85,12 +85,8 @@ def answer(
     )
 
 
-LAYERS = 2
-"""A deployment is told only if at most so many of as many GPUs, shared or not, beat it in everything, one the other."""
-
-
 def leading(pairs: Pairs, order: Ints, most: int) -> Ints:
-    """The first ``most`` of ranked deployments, without those of which a choice has two that are better in everything.
+    """The first ``most`` of ranked deployments, without those that few others of as many GPUs, shared or not, beat.
 
     Whatever beats another deployment in everything comes before it, so that the first tell about the first.
     """

@@ -14,8 +14,7 @@ be sent; decode's share / (output * interval). `compile` says the same of a work
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +22,20 @@ from numpy.typing import NDArray
 from ..cost.serving import steady_tpot, step_wait
 from ..spec.strategy import Phase
 from .frontier import grouped_band, joined, ranks
-from .joint import Options, Pairs, until_interrupted
+from .joint import LAYERS, Options, Pairs, until_interrupted
 from .pools import pool_deployments
 from .question import Progress, Question
 from .replicas import Replicas, Tables
-from .rows import distinct_rows
+from .rows import Columnar, distinct_rows
 from .table import PhaseTable
-from .whole_batch import LAYERS, OptionSets
+from .whole_batch import OptionSets
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Turns:
+class Turns(Columnar):
     """Columns, one entry per pair of strategies of one replica.
 
     Attributes:
@@ -55,9 +54,6 @@ class Turns:
 
     def __len__(self) -> int:
         return len(self.prefill)
-
-    def __getitem__(self, index: Any) -> Self:
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 def continuous_deployments(

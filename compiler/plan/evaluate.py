@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...passes.analysis.memory import buffer_bytes, cache_bytes, param_bytes, peak_activations, tied_away
 from ...passes.analysis.schedule import stream_of
-from ..cost import Hardware, node_seconds
+from ..cost import Hardware, node_terms
 from ..ir.graph import Block, Graph, Phase
 from ..ir.mesh import Mesh
 from ..ir.types import Number, Rows
@@ -147,7 +147,7 @@ class Evaluator:
             for part, block in enumerate(graph.with_role("layer")):
                 for node in block.nodes:
                     if node.op == "kv_send":
-                        out[part, mine] = node_seconds(graph, block, node, self.hardware, extents)
+                        out[part, mine] = node_terms(graph, block, node, self.hardware, extents).time
         return out[:, where]
 
     def _core_seconds(
@@ -172,7 +172,7 @@ class Evaluator:
             for node in block.nodes:
                 if node.op == "send":
                     for crosses, graph in enumerate((inside, outside)):
-                        message[crosses, here] = node_seconds(graph, block, node, self.hardware, extents)
+                        message[crosses, here] = node_terms(graph, block, node, self.hardware, extents).time
 
     def _total(
         self,
@@ -186,7 +186,7 @@ class Evaluator:
         total: Number = 0.0
         for node in block.nodes:
             if STREAMS[stream_of(node)] == "main" and node.steps not in ("later", "early") and nodes(block, node):
-                time = node_seconds(graph, block, node, self.hardware, extents)
+                time = node_terms(graph, block, node, self.hardware, extents).time
                 time = time * in_the_middle(node, graph.mesh)
                 total = total + (time if node.items == "all" else np.where(masks[node.items], time, 0.0))
         return total

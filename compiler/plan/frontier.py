@@ -90,8 +90,6 @@ def _front(values: Floats) -> Ints:
 
 def grouped_skyband(group: Ints, columns: Floats, layers: int = 1) -> Ints:
     """:func:`skyband` inside every group; numbers ascending."""
-    if len(columns) == 2:
-        return grouped_band(group, columns[0], columns[1], layers)
     found = [np.zeros(0, dtype=np.int64)]
     for number in np.unique(group):
         mine = np.flatnonzero(group == number)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from ..spec import Requirements
 from .frontier import grouped_band, ranks, skyband
 from .result import Objective
+from .rows import Columnar
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -20,9 +20,13 @@ Floats = NDArray[np.float64]
 TOLERANCE = 0.01
 """Deployments within this share of the best throughput are as good; the fewest GPUs decide among them."""
 
+LAYERS = 2
+"""Strategies that more than so many others beat in everything are left out of deployments, and deployments of what is
+told: enough for the two best."""
+
 
 @dataclass(frozen=True)
-class Options:
+class Options(Columnar):
     """Columns, one entry per strategy of a phase with its replicas.
 
     Attributes:
@@ -54,12 +58,9 @@ class Options:
     def __len__(self) -> int:
         return len(self.strategy)
 
-    def __getitem__(self, index: Any) -> Self:
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
-
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Columnar):
     """Columns, one entry per deployment.
 
     Attributes:
@@ -90,13 +91,6 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.batch)
-
-    def __getitem__(self, index: Any) -> Self:
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Pairs]) -> Pairs:
-        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
 
 def until_interrupted(parts: Iterable[Pairs]) -> tuple[Pairs, bool]:

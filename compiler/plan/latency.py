@@ -18,7 +18,7 @@ from .schedule import (
     mixed_prefill_seconds,
     prefill_seconds,
 )
-from .space import Candidates, Sizes
+from .space import Candidates
 from .stages import Pipelines, by_stages, crossings
 
 Ints = NDArray[np.int64]
@@ -54,8 +54,11 @@ class Latency:
         trips, chunks = some.sizes, chunks_of(others, self.evaluator.prompt)
         # All rows at once: what a call costs hardly hangs on how many there are.
         count = len(trips.layout)
-        tokens = self.evaluator.by_tokens(*_joined(self._whole_rows(trips), chunks.alike_rows()))
-        context = self.evaluator.by_context(*_joined(self._whole_context(trips), chunks.rows()))
+        new = np.full(count, 1 if self.decode else self.evaluator.prompt)
+        past, only = np.full(count, self.context - 1 if self.decode else 0), np.ones(count, dtype=np.int64)
+        rows = trips.layout, trips.batch, new
+        tokens = self.evaluator.by_tokens(*_joined((*rows, only, only), chunks.alike_rows()))
+        context = self.evaluator.by_context(*_joined((*rows, past), chunks.rows()))
         if len(whole):
             seconds = tokens.at(slice(count))
             seconds = replace(seconds, parts=seconds.parts + context[:, :count])
@@ -65,16 +68,6 @@ class Latency:
         return out
 
     # --- in one piece -----------------------------------------------------------------------------------------------
-
-    def _whole_rows(self, trips: Sizes) -> tuple[Ints, ...]:
-        """What nodes that see the new tokens alone are asked for, of micro-batches in one piece."""
-        new = np.full_like(trips.batch, 1 if self.decode else self.evaluator.prompt)
-        return trips.layout, trips.batch, new, np.ones_like(new), np.ones_like(new)
-
-    def _whole_context(self, trips: Sizes) -> tuple[Ints, ...]:
-        """What nodes that look at the context are asked for, of micro-batches in one piece."""
-        past = np.full_like(trips.batch, self.context - 1 if self.decode else 0)
-        return *self._whole_rows(trips)[:3], past
 
     def _whole(self, candidates: Candidates, seconds: Seconds, first_rank: Ints) -> Floats:
         """Micro-batches that pass the pipeline in one piece; ``seconds`` of the distinct ones."""

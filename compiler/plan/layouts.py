@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import combinations_with_replacement, pairwise
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..spec import ModelSpec
 from ..spec.stage_law import Degrees
-from .rows import distinct_rows
+from .rows import Columnar, distinct_rows
 from .structure import LONG_RING, SP_KINDS, SpKind, Structure
 
 Ints = NDArray[np.int64]
@@ -24,7 +23,7 @@ KIND_NAMES = ("allgather", "tp", "ring", "ulysses")
 
 
 @dataclass(frozen=True)
-class Layouts:
+class Layouts(Columnar):
     """Columns, one entry per layout of a stage: ``R = adp * sp * tp = edp * ep * etp``.
 
     ``kind`` is that of SP: :data:`ALLGATHER` also without SP, :data:`MEGATRON` where the stream is cut over tp.
@@ -39,9 +38,6 @@ class Layouts:
 
     def __len__(self) -> int:
         return len(self.ranks)
-
-    def __getitem__(self, index: Any) -> Self:
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
 
     @property
     def adp(self) -> Ints:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from ..spec import ModelSpec
 from .evaluate import Evaluator
 from .latency import STAGES_SEEN, Latency
 from .layouts import Layouts
-from .rows import Bytes, distinct_rows
+from .rows import Bytes, Columnar, distinct_rows
 from .space import Candidates
 from .stages import Pipelines, Stages, by_stages
 
@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Needs:
+class Needs(Columnar):
     """Bytes of the fullest GPU, per strategy.
 
     Attributes:
@@ -47,13 +47,6 @@ class Needs:
     def moving(self) -> Floats:
         """What must fit at least where the cache moves."""
         return self.longest - self.total + self.with_transfer
-
-    def __getitem__(self, index: Any) -> Self:
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def joined(self, other: Needs) -> Needs:
-        """These, then the others."""
-        return Needs(*(np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
 
 class PhaseCosts:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..spec import Assumption
-from .frontier import grouped_band, grouped_skyband, skyband
-from .joint import Pairs
+from .frontier import grouped_band, skyband
+from .joint import LAYERS, Pairs
 from .question import Question
-from .replicas import Moved, Replicas, Tables
-from .rows import distinct_rows
+from .replicas import Replicas, Tables, behind
+from .rows import Columnar, distinct_rows
 from .table import PhaseTable
-from .whole_batch import LAYERS
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -41,17 +40,14 @@ def pool_deployments(
     """
     decode = tables["decode"]
     first = _prefills(question, replicas, tables["prefill"], capacity, strict=strict)
-    several = bool((decode.candidates.pp > 1).any())
-    offsets = first.gpus % question.hardware.domain if several else np.zeros_like(first.gpus)
-    every = np.unique(offsets)
-    moved = Moved(decode, _fastest(replicas, decode, capacity), every)
-    for offset in every.tolist():
-        second = _decodes(question, replicas, moved, offset, strict=strict)
-        yield _matched(question, replicas, tables, first[offsets == offset], second)
+    fastest = _fastest(replicas, decode, capacity)
+    for mine, latency in behind(decode, fastest, first.gpus, question.hardware.domain):
+        second = _decodes(question, replicas, decode, fastest, latency, strict=strict)
+        yield _matched(question, replicas, tables, first[mine], second)
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Columnar):
     """Columns, one entry per strategy of a pool with its replicas.
 
     Attributes:
@@ -70,12 +66,13 @@ class Pool:
     rate: Floats
     dealt: Ints
 
-    def __getitem__(self, index: Any) -> Self:
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+    def thinned(self) -> Self:
+        """What few others of as many GPUs that are dealt out alike beat in everything."""
+        return self[grouped_band(distinct_rows(self.gpus, self.dealt)[1], self.latency, -self.rate, LAYERS)]
 
     def leading(self) -> Self:
         """What few others of as many GPUs or fewer beat in everything, however batches are dealt out."""
-        some = self[_band(self.gpus, self.latency, -self.rate)]
+        some = self[grouped_band(self.gpus, self.latency, -self.rate, LAYERS)]
         return some[skyband(np.stack([some.gpus, some.latency, -some.rate]), LAYERS)]
 
 
@@ -87,7 +84,8 @@ def _prefills(question: Question, replicas: Replicas, prefill: PhaseTable, capac
     # The pool serves what it computes or what it can send away, whichever is less.
     size = np.maximum(1, prefill.candidates.batch)
     rate = 1 / np.maximum(prefill.each, prefill.transfer / size)
-    p = p[_band(distinct_rows(replicas.comparable(prefill, p), size[p])[1], prefill.seconds[p], -rate[p])]
+    alike = distinct_rows(replicas.comparable(prefill, p), size[p])[1]
+    p = p[grouped_band(alike, prefill.seconds[p], -rate[p], LAYERS)]
     row, dp = replicas.spread(prefill, p)
     p = p[row]
     good, gpus = replicas.admitted(prefill, p, dp, size[p] * dp)
@@ -96,25 +94,27 @@ def _prefills(question: Question, replicas: Replicas, prefill: PhaseTable, capac
     p, dp, ttft = p[good], dp[good], ttft[good]
     # Whether a batch is dealt out evenly hangs on replicas and size, so that only those of equal ones are compared.
     pool = Pool(p, dp, gpus[good], ttft, rate[p] * dp, distinct_rows(dp, size[p])[1])
-    return pool[_band(distinct_rows(pool.gpus, pool.dealt)[1], pool.latency, -pool.rate)]
+    return pool.thinned()
 
 
-def _decodes(question: Question, replicas: Replicas, moved: Moved, offset: int, *, strict: bool) -> Pool:
-    """Decode pools whose first GPU is number ``offset`` of its domain."""
-    decode, d = moved.table, moved.mine
+def _decodes(
+    question: Question, replicas: Replicas, decode: PhaseTable, d: Ints, latency: Floats, *, strict: bool
+) -> Pool:
+    """Decode pools of the strategies ``d`` with their latency where the pool begins."""
     share = decode.candidates.batch
     interval = np.full(len(share), np.inf)
-    interval[d] = moved.seconds(offset)
+    interval[d] = latency
     rate = share / (question.spec.workload.output * interval)
     d = d[question.met(np.zeros(len(d)), interval[d], strict=strict)]
-    d = d[_band(distinct_rows(replicas.comparable(decode, d), share[d])[1], interval[d], -rate[d])]
+    alike = distinct_rows(replicas.comparable(decode, d), share[d])[1]
+    d = d[grouped_band(alike, interval[d], -rate[d], LAYERS)]
     row, dp = replicas.spread(decode, d)
     d = d[row]
     good, gpus = replicas.admitted(decode, d, dp, share[d] * dp)
     good &= question.asked(share[d] * dp)
     d, dp = d[good], dp[good]
     pool = Pool(d, dp, gpus[good], interval[d], rate[d] * dp, share[d] * dp)
-    return pool[_band(distinct_rows(pool.gpus, pool.dealt)[1], pool.latency, -pool.rate)]
+    return pool.thinned()
 
 
 def _fastest(replicas: Replicas, decode: PhaseTable, capacity: float) -> Ints:
@@ -164,11 +164,6 @@ def _paired(question: Question, replicas: Replicas, tables: Tables, first: Pool,
         complexity=replicas.deployed(tables, p.strategy, d.strategy, p.dp * d.dp) + 1,
     )
     return _thinned(pairs)
-
-
-def _band(group: Ints, *columns: Floats) -> Ints:
-    """What few others of the group beat in everything; smaller is better."""
-    return grouped_skyband(group, np.stack(columns), LAYERS)
 
 
 def _thinned(pairs: Pairs) -> Pairs:

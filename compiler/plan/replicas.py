@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,26 +148,26 @@ class Replicas:
         )
 
 
-class Moved:
-    """Latency of strategies of a phase wherever its first GPU lies in its domain.
+def behind(table: PhaseTable, mine: Ints, gpus: Ints, domain: int) -> Iterator[tuple[Ints, Floats]]:
+    """Pools by where the pool behind them begins in its scale-up domain, and what strategies of that one take there.
 
     Only what the stages of a pipeline send depends on it.
 
     Args:
-        table: The strategies.
+        table: Strategies of the pool behind.
         mine: Numbers of those that are asked for.
-        offsets: Numbers in its domain that the first GPU may have.
+        gpus: GPUs of each pool before it.
+        domain: GPUs of a scale-up domain.
+
+    Yields:
+        Numbers of the pools that end alike, and the latency of ``mine`` behind them.
     """
-
-    def __init__(self, table: PhaseTable, mine: Ints, offsets: Ints) -> None:
-        self.table, self.mine = table, mine
-        self._staged = np.flatnonzero(table.candidates.pp[mine] > 1)
-        candidates, count = table.candidates[np.tile(mine[self._staged], len(offsets))], len(self._staged)
-        latency = table.costs.seconds(candidates, np.repeat(offsets, count))[0]
-        self._latency = dict(zip(offsets.tolist(), latency.reshape(len(offsets), count), strict=True))
-
-    def seconds(self, offset: int) -> Floats:
-        """Latency of the strategies with their first GPU at number ``offset`` of its domain."""
-        found = self.table.seconds[self.mine]
-        found[self._staged] = self._latency[offset]
-        return found
+    staged = np.flatnonzero(table.candidates.pp[mine] > 1)
+    offsets = gpus % domain if len(staged) else np.zeros_like(gpus)
+    every = np.unique(offsets)
+    candidates = table.candidates[np.tile(mine[staged], len(every))]
+    latency = table.costs.seconds(candidates, np.repeat(every, len(staged)))[0]
+    for offset, moved in zip(every, latency.reshape(len(every), len(staged)), strict=True):
+        found = table.seconds[mine]
+        found[staged] = moved
+        yield np.flatnonzero(offsets == offset), found

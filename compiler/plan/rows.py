@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,18 @@ from ..ir.types import Extent
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+class Columnar:
+    """Base of data classes whose fields are columns of equal length: one entry per strategy, pool or deployment."""
+
+    def __getitem__(self, index: Any) -> Self:
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(cast(Any, self))))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The entries of all parts, one after the other."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cast(Any, cls))))
 
 
 @dataclass(frozen=True)

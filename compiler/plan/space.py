@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from ..spec import ModelSpec
 from ..spec.strategy import Phase
 from .layouts import ALLGATHER, MEGATRON, RING, ULYSSES, Layouts
-from .rows import distinct_rows
+from .rows import Columnar, distinct_rows
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -122,7 +121,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(Columnar):
     """Columns, one entry per strategy of one replica.
 
     Attributes:
@@ -141,13 +140,6 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.layout)
-
-    def __getitem__(self, index: Any) -> Self:
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def joined(self, other: Candidates) -> Candidates:
-        """These, then the others."""
-        return Candidates(*(np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
     @cached_property
     def larger(self) -> Ints:

@@ -99,12 +99,12 @@ class Tabulator:
         )
         return replace(
             table,
-            candidates=table.candidates.joined(candidates),
+            candidates=Candidates.joined((table.candidates, candidates)),
             seconds=np.concatenate([table.seconds, seconds]),
             each=np.concatenate([table.each, busy / np.maximum(1, candidates.batch)]),
             spread=np.concatenate([table.spread, spread]),
-            needs=table.needs.joined(needs),
-            alone=table.alone.joined(alone),
+            needs=Needs.joined((table.needs, needs)),
+            alone=Needs.joined((table.alone, alone)),
             transfer=np.concatenate([table.transfer, costs.transfer(candidates)]),
             counts=counts,
             pending=table.pending[left],
@@ -180,9 +180,10 @@ class Tabulator:
         parts: list[Ints] = [np.zeros((5, 0), dtype=np.int64)]
         for pp in range(1, min(q.gpus // int(ranks.min(initial=1)), q.spec.model.layers.count) + 1):
             fitting = np.flatnonzero((costs.weights(pp).max(axis=0) <= capacity) & (ranks * pp <= q.gpus))
-            replicas = q.gpus // (ranks[fitting] * pp)
-            for most in np.unique(replicas).tolist() if not q.continuous else [0]:
-                mine = fitting if q.continuous else fitting[replicas == most]
+            # Of a continuous batch a replica knows nothing of the others.
+            replicas = np.zeros_like(fitting) if q.continuous else q.gpus // (ranks[fitting] * pp)
+            for most in np.unique(replicas).tolist():
+                mine = fitting[replicas == most]
                 table = self._schedules(phase, pp, most)
                 count = table.shape[1]
                 first = np.stack([np.repeat(mine, count), np.full(count * len(mine), pp)])

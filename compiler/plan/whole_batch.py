@@ -9,15 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..spec.strategy import Phase
-from .joint import Options, Pairs, separate_pairs, shared_pairs, single_phase, until_interrupted
+from .joint import LAYERS, Options, Pairs, separate_pairs, shared_pairs, single_phase, until_interrupted
 from .question import Progress, Question
-from .replicas import Moved, Replicas
+from .replicas import Replicas, behind
 from .table import PhaseTable
 
 Ints = NDArray[np.int64]
-
-LAYERS = 2
-"""Strategies that more than so many others beat in everything are left out of deployments: enough for the two best."""
 
 OptionSets = list[dict[tuple[Phase, bool], Options]]
 """Per batch, the options by phase and whether pools are separate."""
@@ -105,12 +102,7 @@ def _separate(
     What a pipeline sends between stages may cross domains or not, depending on that.
     """
     output, domain = question.spec.workload.output, question.hardware.domain
-    pipelined = np.flatnonzero(table.candidates.pp[decode.strategy] > 1)
-    offsets = prefill.gpus % domain if len(pipelined) else np.zeros_like(prefill.gpus)
-    every = np.unique(offsets)
-    moved = Moved(table, decode.strategy, every)
-    for offset in every.tolist():
-        mine = np.flatnonzero(offsets == offset)
-        there = replace(decode, latency=moved.seconds(offset))
+    for mine, latency in behind(table, decode.strategy, prefill.gpus, domain):
+        there = replace(decode, latency=latency)
         pairs = separate_pairs(batch, output, prefill[mine], there, capacity, question.gpus, LAYERS)
         yield replace(pairs, prefill=mine[pairs.prefill])
